@@ -1,0 +1,262 @@
+"""What every sequence layout has in common: one template builds, checks and constrains a picture block."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mmlm.text_tokenizer import encode_text, token_id_of
+from mmlm.vocabulary import VisualVocabulary
+from visual_tokenizer.registry import PartConfig
+
+END_OF_SEQUENCE = "the end of the sequence"
+Grid = tuple[int, ...]
+
+
+class MalformedSequenceError(ValueError):
+    """A token sequence breaks the layout.
+
+    Attributes:
+        position: place of the first wrong token.
+        expected: what the layout demands there.
+        found: what is there instead.
+    """
+
+    def __init__(self, position: int, expected: str, found: str) -> None:
+        super().__init__(f"position {position}: expected {expected}, found {found}")
+        self.position, self.expected, self.found = position, expected, found
+
+
+class GridError(ValueError):
+    """A token grid does not suit the layout."""
+
+
+class Block(NamedTuple):
+    """Where one picture stands in a sequence."""
+
+    start: int
+    """Position of the block's first token."""
+    end: int
+    """Position after the block's last token."""
+    grid: Grid
+    """Token rows and columns (H, W), or (N,) for tokenizers without rows."""
+
+
+@dataclass(kw_only=True)
+class LayoutConfig(PartConfig, package="mmlm.layouts"):
+    """Fields that every layout has."""
+
+    grid_rank: int = 2
+    """Dimensions of the visual tokenizer's token grid: 2 for rows and columns, 1 for a plain sequence."""
+
+    def __post_init__(self) -> None:
+        if self.grid_rank not in (1, 2):
+            raise ValueError(
+                f"grid_rank must be 1 (sequence) or 2 (rows and columns), got {self.grid_rank}: "
+                "video grids have no block in this layout"
+            )
+
+    def for_grid(self, grid: Grid) -> LayoutConfig:
+        """Return this config with what depends on the visual tokenizer's usual token `grid` filled in."""
+        return dataclasses.replace(self, grid_rank=len(grid))
+
+    def structural_tokens(self) -> list[str]:
+        """Return the names of the layout's own tokens, in the order in which they get new ids."""
+        return [value for key, value in vars(self).items() if key.endswith("_token")]
+
+
+class Layout:
+    """How pictures and text make a sequence.
+
+    A *template* is the block of one picture as int64 slots: a slot of 0 or more is exactly that token id, a slot
+    `-1 - c` is any visual token of codebook c. Pictures are in raster order, codebooks of a position side by side.
+
+    Args:
+        config: the layout's fields.
+        tokenizer: text tokenizer that holds the structural tokens.
+        vocabulary: visual index ↔ token id.
+
+    Raises:
+        ValueError: the tokenizer has no EOS token, or lacks a structural token.
+    """
+
+    Config: ClassVar[type[LayoutConfig]]
+
+    def __init__(
+        self, config: LayoutConfig, tokenizer: PreTrainedTokenizerBase, vocabulary: VisualVocabulary
+    ) -> None:
+        self.config: Any = config
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the text tokenizer has no eos_token: a layout ends every sequence with one")
+        self.eos_id: int = tokenizer.eos_token_id
+        self.bos_ids: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        found = {name: token_id_of(tokenizer, name) for name in config.structural_tokens()}
+        missing = [name for name, token_id in found.items() if token_id is None]
+        if missing:
+            raise ValueError(f"the text tokenizer lacks the layout's token(s) {', '.join(missing)}")
+        self.structural_ids: dict[str, int] = {n: i for n, i in found.items() if i is not None}
+        self._templates: dict[Grid, Tensor] = {}
+
+    def build_template(self, height: int, width: int) -> list[int]:
+        """Return the slots of a picture of `height` · `width` positions."""
+        raise NotImplementedError
+
+    def read_grid(self, token_ids: Tensor, start: int) -> Grid:
+        """Return the grid (height, width) that the block beginning at `start` claims.
+
+        Raises:
+            MalformedSequenceError: the block's opening tokens are not the layout's.
+        """
+        raise NotImplementedError
+
+    @property
+    def start_id(self) -> int:
+        """Id of the token that opens a block."""
+        raise NotImplementedError
+
+    def picture_row(self, width: int) -> list[int]:
+        """Return the visual slots of `width` positions."""
+        return [-1 - codebook for codebook in range(self.vocabulary.num_codebooks)] * width
+
+    def template(self, grid: Sequence[int]) -> Tensor:
+        """Return the slots (L,) int64 of a picture of token `grid` (H, W) or (N,); do not write to it.
+
+        Raises:
+            GridError: wrong number of dimensions or a size below 1.
+        """
+        grid = tuple(int(size) for size in grid)
+        if grid not in self._templates:
+            if len(grid) != self.config.grid_rank or min(grid, default=0) < 1:
+                raise GridError(
+                    f"grid must have {self.config.grid_rank} dimension(s) of 1 or more, got {grid}"
+                    + (": video grids have no block in this layout" if len(grid) == 3 else "")
+                )
+            height, width = grid if len(grid) == 2 else (1, grid[0])
+            self._templates[grid] = torch.tensor(self.build_template(height, width), dtype=torch.int64)
+        return self._templates[grid]
+
+    def header(self, grid: Sequence[int]) -> Tensor:
+        """Return the fixed ids (h,) before the block's first visual slot: a prompt ends with them."""
+        template = self.template(grid)
+        return template[: int((template < 0).int().argmax())]
+
+    def body(self, grid: Sequence[int]) -> Tensor:
+        """Return the template's slots (L - h,) from the first visual slot on: what is to be generated."""
+        return self.template(grid)[len(self.header(grid)) :]
+
+    def block(self, indices: Tensor) -> Tensor:
+        """Return the block (L,) int64 of one picture.
+
+        Args:
+            indices: (*grid) int64, or (*grid, num_codebooks).
+
+        Raises:
+            GridError: the shape is no grid of this layout.
+            IndexOutOfRangeError: an index outside the codebook.
+        """
+        grid = indices.shape[:-1] if self.vocabulary.num_codebooks > 1 else indices.shape
+        template = self.template(grid).to(indices.device)
+        ids = self.vocabulary.indices_to_ids(indices)
+        return template.masked_scatter(template < 0, ids.flatten())
+
+    def block_indices(self, token_ids: Tensor | Sequence[int], block: Block) -> Tensor:
+        """Return the indices (*grid) or (*grid, num_codebooks) of a block that `find_blocks` found."""
+        ids = torch.as_tensor(token_ids)[block.start : block.end]
+        ids = ids[self.template(block.grid).to(ids.device) < 0]
+        books = self.vocabulary.num_codebooks
+        return self.vocabulary.ids_to_indices(ids.view(*block.grid, books) if books > 1 else ids.view(block.grid))
+
+    def find_blocks(self, token_ids: Tensor | Sequence[int]) -> list[Block]:
+        """Return every picture block of one sequence (L,), in order.
+
+        Raises:
+            MalformedSequenceError: a block that is cut short or wrong, or a visual or structural token outside one.
+        """
+        ids = torch.as_tensor(token_ids, dtype=torch.int64)
+        blocks = []
+        ours = self.is_picture_token(ids)
+        position = 0
+        while ours[position:].any():
+            position += int(ours[position:].int().argmax())
+            if int(ids[position]) != self.start_id:
+                raise MalformedSequenceError(
+                    position, f"text or {self.name_of(self.start_id)}", self.name_of(int(ids[position]))
+                )
+            grid = self.read_grid(ids, position)
+            grid = grid if self.config.grid_rank == 2 else grid[1:]
+            if math.prod(grid) > len(ids) - position:  # before a template of any size is built
+                raise MalformedSequenceError(len(ids), f"{grid} visual tokens", END_OF_SEQUENCE)
+            end = self._check_block(ids, position, self.template(grid).to(ids.device))
+            blocks.append(Block(position, end, grid))
+            position = end
+        return blocks
+
+    def is_picture_token(self, ids: Tensor) -> Tensor:
+        """Return a bool tensor of the shape of `ids`: which are visual or structural tokens."""
+        structural = torch.tensor(list(self.structural_ids.values()), device=ids.device)
+        return self.vocabulary.is_visual(ids) | torch.isin(ids, structural)
+
+    def _check_block(self, ids: Tensor, start: int, template: Tensor) -> int:
+        """Return the end of the block at `start`, or raise on the first token that breaks `template`."""
+        part = ids[start : start + len(template)]
+        slots = template[: len(part)]
+        wrong = torch.where(slots >= 0, part != slots, self.vocabulary.codebook_of(part) != -1 - slots)
+        if wrong.any():
+            at = int(wrong.int().argmax())
+            raise MalformedSequenceError(
+                start + at, self.describe_slot(int(slots[at])), self.name_of(int(part[at]))
+            )
+        if len(part) < len(template):
+            raise MalformedSequenceError(
+                start + len(part), self.describe_slot(int(template[len(part)])), END_OF_SEQUENCE
+            )
+        return start + len(template)
+
+    def describe_slot(self, slot: int) -> str:
+        """Return what a template slot demands, in words."""
+        if slot >= 0:
+            return self.name_of(slot)
+        several = f" of codebook {-1 - slot}" if self.vocabulary.num_codebooks > 1 else ""
+        return f"a visual token{several}"
+
+    def name_of(self, token_id: int) -> str:
+        """Return a token's name and id, for messages."""
+        name = self.tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < len(self.tokenizer) else None
+        return f"{name!r} ({token_id})" if name is not None else f"id {token_id}"
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of user text; literal control and visual token names stay text."""
+        return encode_text(self.tokenizer, text)
+
+    def caption_to_image(self, caption: str, block: Tensor) -> Tensor:
+        """Return BOS + caption + picture block + EOS (L,) int64: one sample for drawing."""
+        return self.join(self.bos_ids, self.text_ids(caption), block, [self.eos_id])
+
+    def image_to_caption(self, block: Tensor, caption: str) -> Tensor:
+        """Return BOS + picture block + caption + EOS (L,) int64: one sample for describing."""
+        return self.join(self.bos_ids, block, self.text_ids(caption), [self.eos_id])
+
+    def prompt_for_image(self, caption: str | None, grid: Sequence[int]) -> Tensor:
+        """Return BOS + caption + block header (L,) int64; without a caption, the prompt for guidance."""
+        return self.join(self.bos_ids, self.text_ids(caption or ""), self.header(grid))
+
+    def prompt_for_caption(self, block: Tensor) -> Tensor:
+        """Return BOS + picture block (L,) int64: the caption is to follow."""
+        return self.join(self.bos_ids, block)
+
+    @staticmethod
+    def join(*parts: Tensor | Sequence[int]) -> Tensor:
+        """Concatenate ids to one int64 tensor (L,) on the CPU."""
+        return torch.cat([torch.as_tensor(part, dtype=torch.int64).cpu() for part in parts])
+
+
+PART = Layout

@@ -1,0 +1,1 @@
+"""What an explicit codebook is made of: estimators, updates, initializers, reseeders."""

@@ -1,0 +1,41 @@
+"""Reductions over ranks that keep every rank's codebook the same, bit for bit; identities on one process."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Tell whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Add `tensor` over all ranks, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_over_ranks(tensor: Tensor) -> Tensor:
+    """Concatenate (M, …) tensors of all ranks along the first dimension; M may differ between ranks."""
+    if not is_distributed():
+        return tensor
+    world_size = dist.get_world_size()
+    lengths = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world_size)]
+    dist.all_gather(lengths, torch.tensor([tensor.shape[0]], device=tensor.device))
+    longest = int(max(length.item() for length in lengths))
+    padded = tensor.new_zeros(longest, *tensor.shape[1:])
+    padded[: tensor.shape[0]] = tensor
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(length.item())] for part, length in zip(parts, lengths, strict=True)])
+
+
+def broadcast_from_first_rank(tensor: Tensor) -> Tensor:
+    """Overwrite `tensor` with the first rank's, in place."""
+    if is_distributed():
+        dist.broadcast(tensor, src=0)
+    return tensor

@@ -1,0 +1,1 @@
+"""How gradients pass the assignment of latents to codes."""

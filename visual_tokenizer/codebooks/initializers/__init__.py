@@ -1,0 +1,1 @@
+"""Where a codebook's first vectors come from."""

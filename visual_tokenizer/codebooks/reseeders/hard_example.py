@@ -1,0 +1,42 @@
+"""Hard-example reseeding: dead codes move to the latents that the codebook serves worst.
+
+The latents of all ranks with the largest quantization error δ = ‖z − e_k‖² are gathered; a random choice among twice
+as many as needed keeps near-copies of one outlier from taking all places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank, gather_over_ranks
+from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig
+
+
+@dataclass(kw_only=True)
+class HardExampleConfig(ReseederConfig):
+    """Fields of hard-example reseeding."""
+
+    pool_factor: int = 2
+    """The pool that replacements are drawn from, as a multiple of the dead codes; 1 takes the very worst."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool_factor < 1:
+            raise ValueError(f"pool_factor must be 1 or more, got {self.pool_factor}")
+
+
+class HardExample(Reseeder):
+    """Draws from the latents of the largest error."""
+
+    Config = HardExampleConfig
+
+    def replacements(self, latents: Tensor, errors: Tensor, count: int) -> Tensor:
+        pool = min(count * self.config.pool_factor, latents.shape[0])
+        worst = errors.topk(pool).indices
+        candidates = gather_over_ranks(torch.cat([latents[worst], errors[worst, None]], dim=1))
+        best = candidates[candidates[:, -1].argsort(descending=True)][: count * self.config.pool_factor, :-1]
+        order = broadcast_from_first_rank(torch.randperm(best.shape[0], device=best.device))
+        return best[order[:count]]

@@ -1,0 +1,100 @@
+"""Picture → pixels: resize, crop, flip. Every random choice is a pure function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+RESIZE_FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "box": Image.Resampling.BOX,
+    "nearest": Image.Resampling.NEAREST,
+}
+CROPS = ("center", "random")
+
+
+@dataclass(kw_only=True)
+class TransformConfig:
+    """How a picture becomes a square of pixels."""
+
+    resize_filter: str = "lanczos"
+    """Pillow's filter, antialiased: lanczos, bicubic, bilinear, box or nearest."""
+    crop: str = "center"
+    """center: the middle square; random: a square at a random place and scale (ADM's `random_crop_arr`)."""
+    min_crop_fraction: float = 0.8
+    """Smallest side of a random crop as a share of the shorter side of the picture; in (0, 1]. 1 only moves it."""
+    horizontal_flip: bool = False
+    """Mirror half of the pictures; wrong for text."""
+
+    def __post_init__(self) -> None:
+        if self.resize_filter not in RESIZE_FILTERS:
+            raise ValueError(f"resize_filter must be one of {', '.join(RESIZE_FILTERS)}, got {self.resize_filter!r}")
+        if self.crop not in CROPS:
+            raise ValueError(f"crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
+        if not 0 < self.min_crop_fraction <= 1:
+            raise ValueError(f"min_crop_fraction must be in (0, 1], got {self.min_crop_fraction}")
+
+
+def uniforms(seed: int, epoch: int, index: int) -> tuple[float, float, float, float]:
+    """Return four numbers in [0, 1) that depend on nothing but the arguments."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=32).digest()
+    words = np.frombuffer(digest, dtype="<u8") >> np.uint64(11)
+    first, second, third, fourth = (words * 2.0**-53).tolist()
+    return first, second, third, fourth
+
+
+def resize_to_cover(image: Image.Image, height: int, width: int, resample: Image.Resampling) -> Image.Image:
+    """Resize with the aspect ratio kept, so that the picture just covers `height` × `width`."""
+    scale = max(height / image.height, width / image.width)
+    size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    return image if image.size == size else image.resize(size, resample)
+
+
+def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Cut out the middle `height` × `width`."""
+    if image.size == (width, height):
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def resize_and_crop(
+    image: Image.Image, image_size: int, config: TransformConfig, chance: tuple[float, float, float, float]
+) -> Image.Image:
+    """Return an `image_size` × `image_size` square of an RGB picture; `chance` is what `uniforms` returns."""
+    resample = RESIZE_FILTERS[config.resize_filter]
+    if config.crop == "center":
+        return center_crop(resize_to_cover(image, image_size, image_size, resample), image_size, image_size)
+    _, scale, right, down = chance
+    largest = int(image_size / config.min_crop_fraction)
+    side = image_size + int(scale * (largest - image_size + 1))
+    image = resize_to_cover(image, side, side, resample)
+    left, top = (int(right * (image.width - image_size + 1)), int(down * (image.height - image_size + 1)))
+    return image.crop((left, top, left + image_size, top + image_size))
+
+
+def flips(config: TransformConfig, chance: tuple[float, float, float, float]) -> bool:
+    """Whether this sample is mirrored."""
+    return config.horizontal_flip and chance[0] < 0.5
+
+
+def to_bytes(image: Image.Image) -> Tensor:
+    """RGB picture → uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def bytes_to_pixels(values: Tensor) -> Tensor:
+    """uint8 (..., 3, H, W) → float32 in [-1, 1]."""
+    return values.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def pixels_to_bytes(pixels: Tensor) -> Tensor:
+    """Float (..., 3, H, W) in [-1, 1] → uint8, clamped and rounded to the nearest."""
+    return pixels.detach().to(torch.float32).add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,1 @@
+"""Architectures that turn codes into pixels, one a file."""

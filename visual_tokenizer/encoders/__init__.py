@@ -1,0 +1,1 @@
+"""Architectures that turn pixels into latents, one a file."""

@@ -1,0 +1,70 @@
+"""The convolutional encoder of VQGAN.
+
+Paper: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2021), arXiv:2012.09841, appendix A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.layers.convolution import (
+    Downsample,
+    ResidualBlock,
+    SpatialAttention,
+    group_norm,
+    tokens_from_map,
+)
+from visual_tokenizer.layers.shape import CNNShape
+
+
+@dataclass(kw_only=True)
+class CNNConfig(CNNShape, EncoderConfig):
+    """Fields of the CNN encoder; the defaults are VQGAN's at a downsampling of 16."""
+
+
+class CNN(Encoder):
+    """Residual blocks, halving between levels, attention where asked and in the middle."""
+
+    Config = CNNConfig
+
+    def __init__(self, config: CNNConfig, *, image_size: int) -> None:
+        super().__init__(config, image_size=image_size)
+        self.downsampling = config.downsampling
+        self.width = config.latent_channels
+        groups = config.groups
+        channels = config.level_channels[0]
+        resolution = image_size // config.patch_size
+        self.stem = nn.Conv2d(3 * config.patch_size**2, channels, 3, padding=1)
+        layers: list[nn.Module] = []
+        for level, level_channels in enumerate(config.level_channels):
+            for _ in range(config.blocks_per_level):
+                layers.append(ResidualBlock(channels, level_channels, groups=groups, dropout=config.dropout))
+                channels = level_channels
+                if resolution in config.attention_resolutions:
+                    layers.append(SpatialAttention(channels, groups=groups))
+            if level < len(config.level_channels) - 1:
+                layers.append(Downsample(channels))
+                resolution //= 2
+        layers.append(ResidualBlock(channels, channels, groups=groups, dropout=config.dropout))
+        if config.middle_attention:
+            layers.append(SpatialAttention(channels, groups=groups))
+        layers.append(ResidualBlock(channels, channels, groups=groups, dropout=config.dropout))
+        self.layers = nn.Sequential(*layers)
+        self.norm = group_norm(channels, groups)
+        self.head = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
+
+    def token_grid(self, height: int, width: int) -> tuple[int, ...]:
+        factor = self.downsampling
+        if height < factor or width < factor or height % factor or width % factor:
+            raise ResolutionError(
+                f"height and width must be multiples of {factor} (the downsampling), got {height} × {width}"
+            )
+        return height // factor, width // factor
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        hidden = self.stem(F.pixel_unshuffle(pixels, self.config.patch_size))
+        return tokens_from_map(self.head(F.silu(self.norm(self.layers(hidden)))))

@@ -1,0 +1,1 @@
+"""Blocks that encoders and decoders are built from."""

@@ -1,0 +1,87 @@
+"""Residual, attention and resampling blocks of the VQGAN family.
+
+Paper: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2021), arXiv:2012.09841, appendix A, table 7.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """Group normalisation with the family's epsilon."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, 3 × 3 convolution, twice, beside a (projected) identity: (B, in, H, W) → (B, out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, groups: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels, groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = (
+            nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        residual = self.conv1(F.silu(self.norm1(hidden)))
+        residual = self.conv2(self.dropout(F.silu(self.norm2(residual))))
+        return self.shortcut(hidden) + residual
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over all positions of a feature map: (B, C, H, W) → (B, C, H, W)."""
+
+    def __init__(self, channels: int, *, groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, groups)
+        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.projection = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        batch, channels, height, width = hidden.shape
+        sequence = self.query_key_value(self.norm(hidden)).flatten(2).transpose(1, 2)
+        query, key, value = sequence.unsqueeze(1).chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(query, key, value).squeeze(1)
+        return hidden + self.projection(mixed.transpose(1, 2).reshape(batch, channels, height, width))
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution; padded on the right and bottom only, as in the published code."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.conv(F.pad(hidden, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.conv(F.interpolate(hidden, scale_factor=2.0, mode="nearest"))
+
+
+def tokens_from_map(feature_map: Tensor) -> Tensor:
+    """Flatten (B, C, h, w) to (B, h·w, C), row by row."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def map_from_tokens(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Fold (B, h·w, C) back to (B, C, h, w)."""
+    height, width = grid
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width).contiguous(
+        memory_format=torch.channels_last
+    )

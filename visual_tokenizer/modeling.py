@@ -1,0 +1,160 @@
+"""The visual tokenizer: pixels → latents → codes and indices → pixels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from visual_tokenizer.configuration import VisualTokenizerConfig
+from visual_tokenizer.decoders.base import DecoderConfig
+from visual_tokenizer.encoders.base import EncoderConfig, ResolutionError
+from visual_tokenizer.outputs import TokenizerOutput
+from visual_tokenizer.quantizers.base import IndexOutOfRangeError, Quantizer, QuantizerConfig
+
+
+class PixelsError(ValueError):
+    """Pixels of the wrong shape or kind."""
+
+
+class CheckpointMismatchError(ValueError):
+    """Weights that don't fit the architecture of the config."""
+
+
+class VisualTokenizer(PreTrainedModel):
+    """Any encoder, any quantizer, any decoder, joined by two linear maps to and from the code dimension."""
+
+    config_class = VisualTokenizerConfig
+    config: VisualTokenizerConfig
+    main_input_name = "pixels"
+    base_model_prefix = ""
+    _no_split_modules: list[str] = []  # noqa: RUF012 - transformers' own attribute
+
+    def __init__(self, config: VisualTokenizerConfig) -> None:
+        super().__init__(config)
+        self.encoder = EncoderConfig.family.build(config.encoder, image_size=config.image_size)
+        self.quantizer: Quantizer = QuantizerConfig.family.build(config.quantizer)
+        self.decoder = DecoderConfig.family.build(config.decoder, image_size=config.image_size)
+        self.to_codes = nn.Linear(self.encoder.width, self.quantizer.code_dim)
+        self.from_codes = nn.Linear(self.quantizer.code_dim, self.decoder.width)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave each layer as its own constructor drew it, but remake constants.
+
+        `from_pretrained` builds the model without storage, so buffers that are not in the checkpoint come back empty.
+        """
+        if isinstance(module, Quantizer):
+            for name, value in module.derived_buffers().items():
+                getattr(module, name).copy_(value)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load a folder or a hub name, as any transformers model; always safetensors.
+
+        Raises:
+            CheckpointMismatchError: the weights are not those of the config's architecture.
+        """
+        kwargs["use_safetensors"] = True
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        wrong = {
+            kind: sorted(map(str, info[kind]))
+            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+            if info.get(kind)
+        }
+        if wrong:
+            listed = "; ".join(
+                f"{len(keys)} {kind.replace('_', ' ')} ({', '.join(keys[:3])}…)" for kind, keys in wrong.items()
+            )
+            raise CheckpointMismatchError(
+                f"{args[0] if args else kwargs.get('pretrained_model_name_or_path')}: the weights belong to another "
+                f"architecture than config.json describes: {listed}. Use the config.json saved beside these weights."
+            )
+        for module in model.modules():
+            if isinstance(module, Quantizer):
+                module.after_load()
+        return (model, info) if output_loading_info else model
+
+    @property
+    def codebook_size(self) -> int:
+        """Indices of one codebook are in [0, codebook_size)."""
+        return self.quantizer.codebook_size
+
+    @property
+    def num_codebooks(self) -> int:
+        """Indices a position."""
+        return self.quantizer.num_codebooks
+
+    def token_grid(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        """Return the shape of one picture's tokens; height and width in pixels, the nominal size by default.
+
+        Raises:
+            ResolutionError: a size that the encoder can't take.
+        """
+        size = self.config.image_size
+        return self.encoder.token_grid(size if height is None else height, size if width is None else width)
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Return what enters the quantizer: (B, 3, H, W) in [-1, 1] → (B, N, code_dim).
+
+        Raises:
+            PixelsError: not a float (B, 3, H, W).
+            ResolutionError: a size that the encoder can't take.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            raise PixelsError(
+                f"pixels must be float (B, 3, H, W) in [-1, 1], got {tuple(pixels.shape)} {pixels.dtype}"
+            )
+        self.encoder.token_grid(*pixels.shape[-2:])
+        return self.to_codes(self.encoder(pixels))
+
+    def forward(self, pixels: Tensor, **_: Any) -> TokenizerOutput:
+        """Encode, quantize and decode (B, 3, H, W) pixels in [-1, 1]."""
+        grid = self.token_grid(*pixels.shape[-2:])
+        latents = self.latents(pixels)
+        quantized = self.quantizer(latents)
+        return TokenizerOutput(
+            pixels=self.decoder(self.from_codes(quantized.codes), grid),
+            indices=self._fold(quantized.indices, grid),
+            latents=latents,
+            codes=quantized.codes,
+            losses=quantized.losses,
+            metrics=quantized.metrics,
+        )
+
+    def _fold(self, indices: Tensor, grid: tuple[int, ...]) -> Tensor:
+        return indices.reshape(indices.shape[0], *grid, *indices.shape[2:])
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return indices (B, *token_grid[, num_codebooks]) int64 of pixels (B, 3, H, W) in [-1, 1]."""
+        grid = self.token_grid(*pixels.shape[-2:])
+        return self._fold(self.quantizer(self.latents(pixels)).indices, grid)
+
+    @torch.no_grad()
+    def decode(self, indices: Tensor) -> Tensor:
+        """Return pixels (B, 3, H, W) in [-1, 1] of indices (B, *token_grid[, num_codebooks]).
+
+        Raises:
+            IndexOutOfRangeError: an index that no code has, or a grid of the wrong number of dimensions.
+        """
+        nominal = self.token_grid()
+        shape = tuple(indices.shape[1:])
+        if self.num_codebooks > 1:
+            if not shape or shape[-1] != self.num_codebooks:
+                raise IndexOutOfRangeError(
+                    f"the last dimension must be {self.num_codebooks} (num_codebooks), got {tuple(indices.shape)}"
+                )
+            shape = shape[:-1]
+        if len(shape) != len(nominal) or (len(nominal) == 1 and shape != nominal):
+            raise ResolutionError(
+                f"indices must be (B, {', '.join(map(str, nominal))}) at {self.config.image_size} pixels, "
+                f"got {tuple(indices.shape)}"
+            )
+        flat = indices.reshape(indices.shape[0], math.prod(shape), *indices.shape[1 + len(shape) :])
+        codes = self.quantizer.indices_to_codes(flat).to(self.from_codes.weight.dtype)
+        return self.decoder(self.from_codes(codes), shape).clamp(-1, 1)

@@ -1,0 +1,155 @@
+"""Recipes: typed dataclasses read from YAML, with fields overridden on the command line.
+
+draccus decodes the dataclasses and their named choices. Its own argument parser is not used: it lists the fields of every
+choice before it parses, which never ends where a part holds parts of its own family (a residual quantizer of
+quantizers, a latent-query encoder on a CNN).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import subprocess
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import draccus
+import yaml
+from draccus.wrappers.docstring import get_attribute_docstring
+
+from visual_tokenizer.registry import ConfigError, PartConfig, decode_config
+
+Recipe = TypeVar("Recipe")
+
+_RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "deepspeed", "mmlm")
+
+
+def read_recipe(cls: type[Recipe], path: str | os.PathLike[str] | None, overrides: dict[str, Any]) -> Recipe:
+    """Build a recipe from a YAML file and dotted overrides.
+
+    Args:
+        cls: the recipe's dataclass.
+        path: YAML file; None starts from the defaults.
+        overrides: dotted key → YAML-decoded value; naming another `type` for a section drops its other keys.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ConfigError: unknown key or wrong value, with the key, the file and the nearest valid key.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"recipe {path} does not exist; recipes are in recipes/tokenizer and recipes/lm")
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
+    for key, value in overrides.items():
+        _override(values, key.split("."), value)
+    return decode_config(cls, values, where=str(path) if path is not None else cls.__name__)
+
+
+def _override(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        if not isinstance(values.get(key), dict):
+            values[key] = {}
+        values = values[key]
+    if keys[-1] == "type" and values.get("type") not in (None, value):
+        values.clear()
+    values[keys[-1]] = value
+
+
+def parse_arguments(
+    cls: type[Recipe], arguments: Sequence[str] | None = None, *, program: str, about: str
+) -> Recipe:
+    """Read a recipe from `--config FILE --section.field VALUE …`; values are YAML.
+
+    `--help` prints every field with its default and meaning, and exits.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "--help" in words or "-h" in words:
+        print(help_text(cls, program=program, about=about))
+        raise SystemExit(0)
+    path: str | None = None
+    overrides: dict[str, Any] = {}
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"{program}: expected --key value, got '{word}'; see --help")
+        key, has_value, value = word[2:].partition("=")
+        if not has_value:
+            if not words:
+                raise ConfigError(f"{program}: --{key} needs a value; see --help")
+            value = words.pop(0)
+        if key == "config":
+            path = value
+        else:
+            overrides[key] = yaml.safe_load(value)
+    return read_recipe(cls, path, overrides)
+
+
+def help_text(cls: type, *, program: str, about: str) -> str:
+    """Describe every field of a recipe: key, default, meaning."""
+    lines = [about.strip(), "", f"Usage: {program} --config RECIPE.yaml [--section.field VALUE …]", "", "Fields:"]
+    lines += _describe(cls, prefix="")
+    return "\n".join(lines)
+
+
+def _describe(cls: type, prefix: str) -> list[str]:
+    lines = []
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        inner = next((a for a in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(a)), None)
+        doc = " ".join((get_attribute_docstring(cls, field.name).docstring_below or "").split())
+        name = f"{prefix}{field.name}"
+        if inner is not None and issubclass(inner, PartConfig):
+            lines.append(f"  --{name}.type  one of {', '.join(inner.family.names())}. {doc}")
+        elif inner is not None:
+            lines.append(f"  {name}: {doc}")
+            lines += _describe(inner, prefix=f"{name}.")
+        else:
+            default = "required" if field.default is dataclasses.MISSING else repr(field.default)
+            if field.default_factory is not dataclasses.MISSING:
+                default = repr(field.default_factory())
+            lines.append(f"  --{name}  ({default})  {doc}")
+    return lines
+
+
+def recipe_to_dict(recipe: Any) -> dict[str, Any]:
+    """Return a recipe in plain JSON types, every default written out."""
+    return draccus.encode(recipe)
+
+
+def provenance() -> dict[str, Any]:
+    """Return the versions of the packages that matter and the git revision, if there is one."""
+    versions = {"python": sys.version.split()[0]}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {"versions": versions, "git_revision": git.stdout.strip() or None}
+
+
+def save_recipe(recipe: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write `recipe.yaml` (resolved, with provenance as a comment) into `folder`, beside and then renamed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    comment = "".join(f"# {line}\n" for line in yaml.safe_dump(provenance(), sort_keys=False).splitlines())
+    body = yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True)
+    target = folder / "recipe.yaml"
+    beside = folder / f".recipe.yaml.{os.getpid()}"
+    beside.write_text(comment + body, encoding="utf-8")
+    beside.replace(target)
+    return target

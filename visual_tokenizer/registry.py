@@ -1,0 +1,220 @@
+"""Parts are found by name: the key in a recipe is the stem of the file that holds the part.
+
+A *family* is a package (`visual_tokenizer.quantizers`); a *part* is one module of it that defines exactly one
+subclass of the family's base class, with its config dataclass as the attribute `Config`. Nothing is listed by hand
+and nothing is imported before it is asked for, so a new part is one new file.
+
+Parts of other people are found in folders named by the environment variable `VISUAL_TOKENIZER_PLUGINS`
+(`os.pathsep`-separated). Such a folder mirrors the packages: `quantizers/foo.py`, `recipes/tokenizer/foo.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import os
+import pkgutil
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import draccus
+
+PLUGINS_VARIABLE = "VISUAL_TOKENIZER_PLUGINS"
+
+
+class UnknownPartError(KeyError):
+    """A recipe or call names a part that no file defines."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class PartDefinitionError(TypeError):
+    """A part's file does not define exactly one part."""
+
+
+def plugin_folders() -> list[Path]:
+    """Return the folders of `VISUAL_TOKENIZER_PLUGINS` that exist."""
+    named = os.environ.get(PLUGINS_VARIABLE, "").split(os.pathsep)
+    return [Path(folder) for folder in named if folder and Path(folder).is_dir()]
+
+
+def closest(name: str, known: list[str]) -> str:
+    """Return ` Did you mean 'x'?` for the nearest of `known`, or an empty string."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+class Family:
+    """All parts of one package.
+
+    Args:
+        package: dotted name of the package that holds the parts, one a module; `base` holds the base class.
+    """
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+        self.label = package.rsplit(".", 1)[-1]
+
+    def _import_package(self) -> ModuleType:
+        package = importlib.import_module(self.package)
+        for folder in plugin_folders():
+            path = folder.joinpath(*self.package.split(".")[1:])
+            if path.is_dir() and str(path) not in package.__path__:
+                package.__path__.append(str(path))
+        return package
+
+    def names(self) -> list[str]:
+        """Return the keys of all parts, sorted, without importing them."""
+        found = pkgutil.iter_modules(self._import_package().__path__)
+        return sorted({m.name for m in found if m.name != "base" and not m.name.startswith("_")})
+
+    @functools.cache  # noqa: B019 - families live as long as the program
+    def get(self, name: str) -> type:
+        """Import the file called `name` and return its part.
+
+        Raises:
+            UnknownPartError: no such file; the message lists what there is and the nearest name.
+            PartDefinitionError: the file defines no part, or several.
+        """
+        known = self.names()
+        if name not in known:
+            raise UnknownPartError(
+                f"no part '{name}' in {self.label}: known are {', '.join(known)}.{closest(name, known)}"
+            )
+        module = importlib.import_module(f"{self.package}.{name}")
+        base = importlib.import_module(f"{self.package}.base").PART
+        parts = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
+        ]
+        if len(parts) != 1:
+            raise PartDefinitionError(
+                f"{module.__file__}: a file in {self.label} defines exactly one {base.__name__}; "
+                f"found {[part.__name__ for part in parts]}"
+            )
+        if "Config" not in vars(parts[0]):
+            raise PartDefinitionError(f"{module.__file__}: {parts[0].__name__} has no attribute `Config`")
+        return parts[0]
+
+    def config(self, section: Mapping[str, Any] | PartConfig) -> PartConfig:
+        """Turn `{"type": name, **fields}` into the part's config dataclass."""
+        if isinstance(section, PartConfig):
+            return section
+        fields = dict(section)
+        name = fields.pop("type", None)
+        if name is None:
+            raise UnknownPartError(
+                f"a section of {self.label} needs the key 'type', one of {', '.join(self.names())}; got {dict(section)}"
+            )
+        return decode_config(self.get(name).Config, fields, where=f"{self.label}.{name}")
+
+    def build(self, section: Mapping[str, Any] | PartConfig, **context: Any) -> Any:
+        """Build the part that `section` describes; `context` goes to its constructor."""
+        config = self.config(section)
+        return self.get(config.type)(config, **context)
+
+
+class PartConfig:
+    """Base of every part's config dataclass; a draccus choice type whose choices are the files of the family."""
+
+    family: ClassVar[Family]
+
+    def __init_subclass__(cls, package: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if package is not None:
+            cls.family = Family(package)
+            for name, method in _CHOICE_PROTOCOL.items():
+                setattr(cls, name, classmethod(method))
+
+    @property
+    def type(self) -> str:
+        """The key of the part in a recipe."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `{"type": name, **fields}` in plain JSON types."""
+        return {"type": self.type, **draccus.encode(self)}
+
+
+def _choice_class(cls: type[PartConfig], name: str) -> type:
+    return cls.family.get(name).Config
+
+
+def _known_choices(cls: type[PartConfig]) -> dict[str, type]:
+    return {name: cls.family.get(name).Config for name in cls.family.names()}
+
+
+def _choice_name(cls: type[PartConfig], subclass: type) -> str:
+    if "family" in vars(subclass):
+        raise ValueError(f"{subclass.__name__} is a family, not a part")
+    return subclass.__module__.rsplit(".", 1)[-1]
+
+
+def _default_choice_name(cls: type[PartConfig]) -> str | None:
+    return None
+
+
+# draccus takes a class for a tagged choice if it has these four methods and none of its parents has them.
+_CHOICE_PROTOCOL = {
+    "get_choice_class": _choice_class,
+    "get_known_choices": _known_choices,
+    "get_choice_name": _choice_name,
+    "default_choice_name": _default_choice_name,
+}
+
+
+class ConfigError(ValueError):
+    """A recipe or config holds an unknown key or a value of the wrong kind."""
+
+
+def decode_config(cls: type, fields: Mapping[str, Any], where: str) -> Any:
+    """Build dataclass `cls` from plain `fields`.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest valid one) or a wrong value; `where` is named.
+    """
+    _refuse_unknown_keys(cls, fields, where)
+    try:
+        return draccus.decode(cls, dict(fields))
+    except (draccus.utils.DecodingError, draccus.ParsingError) as error:
+        cause = f": {error.__cause__}" if error.__cause__ is not None else ""
+        raise ConfigError(f"{where}: {error}{cause}") from error
+
+
+def _refuse_unknown_keys(cls: Any, value: Any, where: str) -> None:
+    """Walk `value` beside the annotations of `cls` and raise on the first key that no field has."""
+    origin = typing.get_origin(cls)
+    if origin is not None:  # Optional[X], list[X], dict[str, X]
+        inner = [a for a in typing.get_args(cls) if a is not type(None)]
+        if origin is list and isinstance(value, list):
+            for position, item in enumerate(value):
+                _refuse_unknown_keys(inner[0], item, f"{where}[{position}]")
+        elif origin is not dict and len(inner) == 1:
+            _refuse_unknown_keys(inner[0], value, where)
+        return
+    if not (isinstance(cls, type) and isinstance(value, Mapping)):
+        return
+    if issubclass(cls, PartConfig) and "family" in vars(cls):
+        known = cls.family.names()
+        if value.get("type") not in known:
+            near = closest(str(value.get("type")), known)
+            raise ConfigError(f"{where}.type must be one of {', '.join(known)}, got {value.get('type')!r}.{near}")
+        cls = cls.family.get(value["type"]).Config
+        value = {key: item for key, item in value.items() if key != "type"}
+    if not dataclasses.is_dataclass(cls):
+        return
+    hints = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key, item in value.items():
+        if key not in known:
+            raise ConfigError(
+                f"{where}: unknown key '{key}'; valid are {', '.join(known)}.{closest(str(key), known)}"
+            )
+        _refuse_unknown_keys(hints[key], item, f"{where}.{key}")
