@@ -22,20 +22,18 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def token_id_of(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
-    """Return the id of the token called `name`, or None where there is none (never the unknown token's id)."""
+    """Return the id of the token called `name`, or None where there is none (never the unknown token)."""
     token_id = tokenizer.convert_tokens_to_ids(name)
     if not isinstance(token_id, int) or tokenizer.convert_ids_to_tokens(token_id) != name:
         return None
     return token_id
 
 
-def train_text_tokenizer(
-    captions: Iterable[str], vocab_size: int, folder: str | Path
-) -> PreTrainedTokenizerFast:
+def train_text_tokenizer(captions: Iterable[str], vocab_size: int, folder: str | Path) -> PreTrainedTokenizerFast:
     """Train a SentencePiece BPE tokenizer with byte fallback, save it to `folder` and return it.
 
-    Ids 0 … 3 are `<unk>`, `<s>`, `</s>`, `<pad>`; 256 byte pieces follow, so every text can be written. Text is not
-    normalised and digits stand alone.
+    Ids 0 … 3 are `<unk>`, `<s>`, `</s>`, `<pad>`; 256 byte pieces follow, so every text can be written. Text
+    is not normalised and digits stand alone.
 
     Args:
         captions: the training text, one caption an item.

@@ -16,15 +16,17 @@ class IndexOutOfRangeError(ValueError):
 class VisualVocabulary:
     """A bijection between (codebook, index) and token id.
 
-    Two forms: contiguous ranges, one per codebook (`id = start + codebook · K + index`), or an explicit table for
-    vocabularies whose id order is not the code order (Chameleon's). Where a position has several codebooks, indices
-    and ids carry a last dimension `num_codebooks`. Everything runs on the device of its argument.
+    Two forms: contiguous ranges, one per codebook (`id = start + codebook · K + index`), or an explicit
+    table for vocabularies whose id order is not the code order (Chameleon's). Where a position has several
+    codebooks, indices and ids carry a last dimension `num_codebooks`. Everything runs on the device of its
+    argument.
 
     Args:
         start: first id of the contiguous form; exclusive with `table`.
         size: K, codes in each codebook, of the contiguous form.
         num_codebooks: codebooks of the contiguous form, each with its own K ids.
-        table: ids of the explicit form, (K,) or (num_codebooks, K) in index order, each at least 0 and used once.
+        table: ids of the explicit form, (K,) or (num_codebooks, K) in index order, each at least 0 and used
+            once.
 
     Raises:
         ValueError: sizes below 1, negative or repeated ids, both forms or neither.
@@ -67,7 +69,7 @@ class VisualVocabulary:
         return self.codebook_size * self.num_codebooks
 
     def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return on `device` the flat ids (num_codebooks · K,) and the inverse (stop - start,), -1 where none."""
+        """Return on `device` the flat ids (num_codebooks · K,) and the inverse (stop - start,), -1: none."""
         if device not in self._on_device:
             assert self._table is not None
             ids = self._table.flatten()
@@ -112,7 +114,7 @@ class VisualVocabulary:
         wrong = (indices < 0) | (indices >= self.codebook_size)
         if wrong.any():
             raise IndexOutOfRangeError(
-                f"index {int(indices[wrong][0])} is outside the codebook: it must be in [0, {self.codebook_size})"
+                f"index {int(indices[wrong][0])} is outside the codebook, [0, {self.codebook_size})"
             )
         flat = indices + self._offsets(indices.device) if self.num_codebooks > 1 else indices
         return flat + self.start if self._table is None else self._tables(indices.device)[0][flat]
@@ -136,7 +138,8 @@ class VisualVocabulary:
         """Map token ids (…) or (…, num_codebooks) back to indices of the same shape, int64.
 
         Raises:
-            IndexOutOfRangeError: an id that is no visual token, or of another codebook than its place demands.
+            IndexOutOfRangeError: an id that is no visual token, or of another codebook than its place
+                demands.
         """
         self._check_codebook_dimension(ids, "ids")
         flat = self._flat(ids)

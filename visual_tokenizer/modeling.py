@@ -106,9 +106,7 @@ class VisualTokenizer(PreTrainedModel):
             ResolutionError: a size that the encoder can't take.
         """
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-            raise PixelsError(
-                f"pixels must be float (B, 3, H, W) in [-1, 1], got {tuple(pixels.shape)} {pixels.dtype}"
-            )
+            raise PixelsError(f"pixels must be float (B, 3, H, W) in [-1, 1], got {tuple(pixels.shape)} {pixels.dtype}")
         self.encoder.token_grid(*pixels.shape[-2:])
         return self.to_codes(self.encoder(pixels))
 

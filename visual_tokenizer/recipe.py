@@ -7,11 +7,14 @@ quantizers, a latent-query encoder on a CNN).
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.metadata
+import inspect
 import os
 import subprocess
 import sys
+import textwrap
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +22,6 @@ from typing import Any, TypeVar
 
 import draccus
 import yaml
-from draccus.wrappers.docstring import get_attribute_docstring
 
 from visual_tokenizer.registry import ConfigError, PartConfig, decode_config
 
@@ -62,9 +64,7 @@ def _override(values: dict[str, Any], keys: list[str], value: Any) -> None:
     values[keys[-1]] = value
 
 
-def parse_arguments(
-    cls: type[Recipe], arguments: Sequence[str] | None = None, *, program: str, about: str
-) -> Recipe:
+def parse_arguments(cls: type[Recipe], arguments: Sequence[str] | None = None, *, program: str, about: str) -> Recipe:
     """Read a recipe from `--config FILE --section.field VALUE …`; values are YAML.
 
     `--help` prints every field with its default and meaning, and exits.
@@ -98,13 +98,28 @@ def help_text(cls: type, *, program: str, about: str) -> str:
     return "\n".join(lines)
 
 
+def field_meanings(cls: type) -> dict[str, str]:
+    """Return the string literal that stands under each field of a dataclass, those of its bases included."""
+    meanings: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        statements = body.body if isinstance(body, ast.ClassDef) else []
+        for statement, following in zip(statements, statements[1:], strict=False):
+            is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+            if is_field and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                meanings[statement.target.id] = str(following.value.value)
+    return meanings
+
+
 def _describe(cls: type, prefix: str) -> list[str]:
     lines = []
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
         inner = next((a for a in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(a)), None)
-        doc = " ".join((get_attribute_docstring(cls, field.name).docstring_below or "").split())
+        doc = " ".join(field_meanings(cls).get(field.name, "").split())
         name = f"{prefix}{field.name}"
         if inner is not None and issubclass(inner, PartConfig):
             lines.append(f"  --{name}.type  one of {', '.join(inner.family.names())}. {doc}")

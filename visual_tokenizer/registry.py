@@ -214,7 +214,5 @@ def _refuse_unknown_keys(cls: Any, value: Any, where: str) -> None:
     known = [field.name for field in dataclasses.fields(cls)]
     for key, item in value.items():
         if key not in known:
-            raise ConfigError(
-                f"{where}: unknown key '{key}'; valid are {', '.join(known)}.{closest(str(key), known)}"
-            )
+            raise ConfigError(f"{where}: unknown key '{key}'; valid are {', '.join(known)}.{closest(str(key), known)}")
         _refuse_unknown_keys(hints[key], item, f"{where}.{key}")

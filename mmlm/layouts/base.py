@@ -75,8 +75,9 @@ class LayoutConfig(PartConfig, package="mmlm.layouts"):
 class Layout:
     """How pictures and text make a sequence.
 
-    A *template* is the block of one picture as int64 slots: a slot of 0 or more is exactly that token id, a slot
-    `-1 - c` is any visual token of codebook c. Pictures are in raster order, codebooks of a position side by side.
+    A *template* is the block of one picture as int64 slots: a slot of 0 or more is exactly that token id, a
+    slot `-1 - c` is any visual token of codebook c. Pictures are in raster order, codebooks of a position
+    side by side.
 
     Args:
         config: the layout's fields.
@@ -89,9 +90,7 @@ class Layout:
 
     Config: ClassVar[type[LayoutConfig]]
 
-    def __init__(
-        self, config: LayoutConfig, tokenizer: PreTrainedTokenizerBase, vocabulary: VisualVocabulary
-    ) -> None:
+    def __init__(self, config: LayoutConfig, tokenizer: PreTrainedTokenizerBase, vocabulary: VisualVocabulary) -> None:
         self.config: Any = config
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
@@ -179,7 +178,8 @@ class Layout:
         """Return every picture block of one sequence (L,), in order.
 
         Raises:
-            MalformedSequenceError: a block that is cut short or wrong, or a visual or structural token outside one.
+            MalformedSequenceError: a block that is cut short or wrong, or a visual or structural token
+                outside one.
         """
         ids = torch.as_tensor(token_ids, dtype=torch.int64)
         blocks = []
@@ -212,9 +212,7 @@ class Layout:
         wrong = torch.where(slots >= 0, part != slots, self.vocabulary.codebook_of(part) != -1 - slots)
         if wrong.any():
             at = int(wrong.int().argmax())
-            raise MalformedSequenceError(
-                start + at, self.describe_slot(int(slots[at])), self.name_of(int(part[at]))
-            )
+            raise MalformedSequenceError(start + at, self.describe_slot(int(slots[at])), self.name_of(int(part[at])))
         if len(part) < len(template):
             raise MalformedSequenceError(
                 start + len(part), self.describe_slot(int(template[len(part)])), END_OF_SEQUENCE

@@ -1,4 +1,4 @@
-"""The picture block of Emu3: size in text, rows with ends, end of frame (Wang et al., 2024, arXiv 2409.18869)."""
+"""The picture block of Emu3: size in text, rows with ends, end of frame (arXiv 2409.18869)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from mmlm.layouts.base import END_OF_SEQUENCE, Grid, Layout, LayoutConfig, MalformedSequenceError
 
 LONGEST_SIZE_TEXT = 32
-SIZE_TEXT = re.compile(r"\s*([1-9]\d{0,5})\*([1-9]\d{0,5})\s*", flags=re.ASCII)
+SIZE_TEXT = re.compile(r"([1-9]\d{0,5})\*([1-9]\d{0,5})", flags=re.ASCII)
 
 
 @dataclass(kw_only=True)
@@ -63,15 +63,15 @@ class Emu3Layout(Layout):
 
     def read_grid(self, token_ids: Tensor, start: int) -> Grid:
         ahead = token_ids[start + 1 : start + 1 + LONGEST_SIZE_TEXT]
-        window = ahead.tolist()
+        ours = self.is_picture_token(ahead).tolist()
+        length = ours.index(True) if True in ours else len(ours)
         expected = f"the size as text, 'H*W', and {self.config.image_token!r}"
-        if self._id("image_token") not in window:
-            ours = self.is_picture_token(ahead).tolist()
-            at = ours.index(True) if True in ours else len(window)
-            found = self.name_of(window[at]) if at < len(window) else END_OF_SEQUENCE
-            raise MalformedSequenceError(start + 1 + at, expected, found)
-        digits = window[: window.index(self._id("image_token"))]
-        text = self.tokenizer.decode(digits)
+        if length == len(ours) or int(ahead[length]) != self._id("image_token"):
+            at = start + 1 + length
+            found = self.name_of(int(token_ids[at])) if at < len(token_ids) else END_OF_SEQUENCE
+            raise MalformedSequenceError(at, expected, found)
+        digits = ahead[:length].tolist()
+        text = "".join(self.tokenizer.decode(digits).split())  # some tokenizers set spaces between or before
         size = SIZE_TEXT.fullmatch(text)
         if size is None or self.text_ids(f"{size[1]}*{size[2]}") != digits:
             raise MalformedSequenceError(start + 1, expected, f"the text {text!r}")

@@ -25,9 +25,7 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     """
     half_norms = codebook.square().sum(dim=1).mul_(0.5)
     rows = max(1, SCORE_BYTES // (4 * codebook.shape[0]))
-    chunks = [
-        torch.addmm(half_norms, chunk, codebook.t(), alpha=-1).argmin(dim=1) for chunk in latents.split(rows)
-    ]
+    chunks = [torch.addmm(half_norms, chunk, codebook.t(), alpha=-1).argmin(dim=1) for chunk in latents.split(rows)]
     return torch.cat(chunks) if chunks else latents.new_zeros(0, dtype=torch.int64)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,21 @@ SAMPLES_BEFORE_ABORT = 20
 """The share of unreadable pictures is not judged before this many were tried."""
 
 # An allow-list: Pillow also opens formats that start other programs (EPS runs Ghostscript) or need plugins.
-RASTER_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA")
+RASTER_FORMATS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "PPM",
+    "ICO",
+    "JPEG2000",
+    "AVIF",
+    "TGA",
+)
 
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -51,7 +65,7 @@ def decode_image(
     key: str = "image",
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Image.Image:
-    """Return the picture as 8-bit RGB: upright by its EXIF tag, transparency blended on white, first frame only.
+    """Return the first frame as 8-bit RGB, upright by its EXIF tag, transparency blended on white.
 
     Args:
         data: encoded bytes, a file, a Pillow image, or the `{"bytes", "path"}` that `datasets` stores.
@@ -71,12 +85,17 @@ def decode_image(
                 raise UnreadableImageError(key, f"the size is {width} × {height}, and each side must be 1 px or more")
             if width * height > max_pixels:
                 raise UnreadableImageError(
-                    key, f"{width} × {height} = {width * height:,} pixels is more than max_pixels={max_pixels:,}"
+                    key,
+                    f"{width} × {height} = {width * height:,} pixels is more than max_pixels={max_pixels:,}",
                 )
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
         except UnreadableImageError:
             raise
+        except UnidentifiedImageError as error:
+            raise UnreadableImageError(key, "not a picture in a known format") from error
+        except Image.DecompressionBombError as error:  # Pillow's own limit, which is never below max_pixels
+            raise UnreadableImageError(key, f"{error}; max_pixels={max_pixels:,}") from error
         except Exception as error:  # Pillow's decoders raise almost any type on a damaged or hostile file
             raise UnreadableImageError(key, f"{type(error).__name__}: {error}") from error
 
@@ -84,16 +103,16 @@ def decode_image(
 def _open(data: bytes | str | Path | Image.Image | Mapping[str, Any]) -> Image.Image:
     if isinstance(data, Image.Image):
         return data
+    stored: Any = data
     if isinstance(data, Mapping):
-        data = data["bytes"] if data.get("bytes") is not None else data.get("path")
-    if data is None:
+        stored = data["bytes"] if data.get("bytes") is not None else data.get("path")
+    if stored is None:
         raise ValueError("neither bytes nor a path are given")
-    if isinstance(data, (str, Path)):
-        data = Path(data).read_bytes()
-    if len(data) == 0:
+    content = Path(stored).read_bytes() if isinstance(stored, (str, Path)) else stored
+    if len(content) == 0:
         raise ValueError("the file is empty")
     Image.init()
-    return Image.open(io.BytesIO(data), formats=[name for name in RASTER_FORMATS if name in Image.OPEN])
+    return Image.open(io.BytesIO(content), formats=[name for name in RASTER_FORMATS if name in Image.OPEN])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -29,7 +29,7 @@ class TransformConfig:
     crop: str = "center"
     """center: the middle square; random: a square at a random place and scale (ADM's `random_crop_arr`)."""
     min_crop_fraction: float = 0.8
-    """Smallest side of a random crop as a share of the shorter side of the picture; in (0, 1]. 1 only moves it."""
+    """Smallest side of a random crop as a share of the picture's shorter side; in (0, 1]; 1: only moved."""
     horizontal_flip: bool = False
     """Mirror half of the pictures; wrong for text."""
 

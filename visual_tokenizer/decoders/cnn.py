@@ -17,6 +17,7 @@ from visual_tokenizer.layers.convolution import (
     Upsample,
     group_norm,
     map_from_tokens,
+    unfold_patches,
 )
 from visual_tokenizer.layers.shape import CNNShape
 
@@ -36,7 +37,7 @@ class CNN(Decoder):
         self.width = config.latent_channels
         groups = config.groups
         channels = config.level_channels[-1]
-        resolution = image_size // config.downsampling
+        resolution = image_size // max(config.downsampling)
         self.stem = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
         layers: list[nn.Module] = [ResidualBlock(channels, channels, groups=groups, dropout=config.dropout)]
         if config.middle_attention:
@@ -53,8 +54,8 @@ class CNN(Decoder):
                 resolution *= 2
         self.layers = nn.Sequential(*layers)
         self.norm = group_norm(channels, groups)
-        self.head = nn.Conv2d(channels, 3 * config.patch_size**2, 3, padding=1)
+        self.head = nn.Conv2d(channels, 3 * config.patch_area, 3, padding=1)
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         hidden = self.layers(self.stem(map_from_tokens(latents, grid)))
-        return F.pixel_shuffle(self.head(F.silu(self.norm(hidden))), self.config.patch_size)
+        return unfold_patches(self.head(F.silu(self.norm(hidden))), self.config.patch_size)

@@ -15,6 +15,7 @@ from visual_tokenizer.layers.convolution import (
     Downsample,
     ResidualBlock,
     SpatialAttention,
+    fold_patches,
     group_norm,
     tokens_from_map,
 )
@@ -37,8 +38,8 @@ class CNN(Encoder):
         self.width = config.latent_channels
         groups = config.groups
         channels = config.level_channels[0]
-        resolution = image_size // config.patch_size
-        self.stem = nn.Conv2d(3 * config.patch_size**2, channels, 3, padding=1)
+        resolution = image_size // max(config.patch_size)
+        self.stem = nn.Conv2d(3 * config.patch_area, channels, 3, padding=1)
         layers: list[nn.Module] = []
         for level, level_channels in enumerate(config.level_channels):
             for _ in range(config.blocks_per_level):
@@ -58,13 +59,13 @@ class CNN(Encoder):
         self.head = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
 
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
-        factor = self.downsampling
-        if height < factor or width < factor or height % factor or width % factor:
+        down, across = self.downsampling
+        if height < down or width < across or height % down or width % across:
             raise ResolutionError(
-                f"height and width must be multiples of {factor} (the downsampling), got {height} × {width}"
+                f"height must be a multiple of {down} and width of {across} (the downsampling), got {height} × {width}"
             )
-        return height // factor, width // factor
+        return height // down, width // across
 
     def forward(self, pixels: Tensor) -> Tensor:
-        hidden = self.stem(F.pixel_unshuffle(pixels, self.config.patch_size))
+        hidden = self.stem(fold_patches(pixels, self.config.patch_size))
         return tokens_from_map(self.head(F.silu(self.norm(self.layers(hidden)))))

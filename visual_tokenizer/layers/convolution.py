@@ -6,6 +6,7 @@ Paper: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 20
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,9 +26,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = group_norm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = (
-            nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        )
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
         residual = self.conv1(F.silu(self.norm1(hidden)))
@@ -82,6 +81,16 @@ def tokens_from_map(feature_map: Tensor) -> Tensor:
 def map_from_tokens(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Fold (B, h·w, C) back to (B, C, h, w)."""
     height, width = grid
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width).contiguous(
-        memory_format=torch.channels_last
+    return (
+        tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width).contiguous(memory_format=torch.channels_last)
     )
+
+
+def fold_patches(pixels: Tensor, patch_size: list[int]) -> Tensor:
+    """Fold each patch of pixels into channels: (B, C, h·p, w·q) → (B, C·p·q, h, w)."""
+    return rearrange(pixels, "b c (h p) (w q) -> b (c p q) h w", p=patch_size[0], q=patch_size[1])
+
+
+def unfold_patches(feature_map: Tensor, patch_size: list[int]) -> Tensor:
+    """Undo `fold_patches`: (B, C·p·q, h, w) → (B, C, h·p, w·q)."""
+    return rearrange(feature_map, "b (c p q) h w -> b c (h p) (w q)", p=patch_size[0], q=patch_size[1])

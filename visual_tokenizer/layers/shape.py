@@ -27,8 +27,9 @@ class CNNShape:
     latent_channels: int = 256
     """Channels of a latent on the quantizer's side; 1 or more."""
 
-    patch_size: int = 1
-    """Pixels on a side that are folded into channels before the first convolution; 1 is VQGAN's own, more is faster."""
+    patch_size: list[int] = field(default_factory=lambda: [1, 1])
+    """Height and width in pixels of the patches that are folded into channels before the first convolution; [1, 1] is
+    VQGAN's own, more is faster, and unequal sides give token counts between the powers of four."""
 
     groups: int = 32
     """Groups of the group normalisation; divides every level's channels."""
@@ -37,9 +38,11 @@ class CNNShape:
     """Dropout inside residual blocks; in [0, 1)."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "blocks_per_level", "latent_channels", "patch_size", "groups"):
+        for name in ("channels", "blocks_per_level", "latent_channels", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if len(self.patch_size) != 2 or min(self.patch_size) < 1:
+            raise ValueError(f"patch_size must be [height, width], each 1 or more, got {self.patch_size}")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise ValueError(
                 f"channel_multipliers must be a list of integers of 1 or more, got {self.channel_multipliers}"
@@ -55,6 +58,12 @@ class CNNShape:
         return [self.channels * multiplier for multiplier in self.channel_multipliers]
 
     @property
-    def downsampling(self) -> int:
-        """Pixels on a side that one token stands for."""
-        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
+    def patch_area(self) -> int:
+        """Pixels of one patch."""
+        return self.patch_size[0] * self.patch_size[1]
+
+    @property
+    def downsampling(self) -> tuple[int, int]:
+        """Height and width in pixels that one token stands for."""
+        halvings = 2 ** (len(self.channel_multipliers) - 1)
+        return self.patch_size[0] * halvings, self.patch_size[1] * halvings

@@ -1,7 +1,7 @@
 """What every source of pictures has in common.
 
-A source reads *encoded* rows: `image` as `{"bytes", "path"}`, `caption`, `key` and perhaps more columns. The base
-class splits them, and decodes a picture only when it is fetched. A bad picture never stops a run:
+A source reads *encoded* rows: `image` as `{"bytes", "path"}`, `caption`, `key` and perhaps more columns. The
+base class splits them, and decodes a picture only when it is fetched. A bad picture never stops a run:
 
 - map-style: it is replaced by the next readable one of the split, so length and order stay what they were;
 - streaming: it is left out.
@@ -11,6 +11,7 @@ Both count and log it (`source.report`), and abort above `max_unreadable_fractio
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class SourceConfig(PartConfig, package="visual_tokenizer.data.sources"):
     """Fields that every source has."""
 
     heldout_fraction: float = 0.05
-    """Share of the samples kept out of training, chosen by a hash of their key; in [0, 1). Unused where the source
-    has a held-out part of its own."""
+    """Share of the samples kept out of training, chosen by a hash of their key; in [0, 1). Unused where the
+    source has a held-out part of its own."""
     max_pixels: int = DEFAULT_MAX_PIXELS
     """Largest width × height that is decoded; 1 … 178,956,970. Larger pictures are skipped."""
     max_unreadable_fraction: float = 0.5
@@ -65,8 +66,8 @@ def hash_fraction(key: str) -> float:
 class Source:
     """A set of pictures with captions.
 
-    Samples are `{"image": PIL.Image (RGB), "caption": str, "keywords": list[str], "key": str}`; map-style sets add
-    `row`, the sample's place in the unsplit set.
+    Samples are `{"image": PIL.Image (RGB), "caption": str, "keywords": list[str], "key": str}`; map-style
+    sets add `row`, the sample's place in the unsplit set.
     """
 
     Config: ClassVar[type[SourceConfig]]
@@ -108,7 +109,7 @@ class Source:
         if split == "all":
             return rows
         if isinstance(rows, datasets.IterableDataset):
-            return rows.filter(lambda key: self._in_split(key, split), input_columns="key")
+            return rows.filter(functools.partial(self._in_split, split=split), input_columns="key")
         chosen = [row for row, key in enumerate(rows.with_format(None)["key"]) if self._in_split(key, split)]
         return rows.select(chosen)
 
@@ -118,7 +119,10 @@ class Source:
         Raises:
             DataSourceError: an unknown split, or nothing there.
         """
-        rows = self.load_encoded(split)
+        return self.decoded(self.load_encoded(split))
+
+    def decoded(self, rows: datasets.Dataset | datasets.IterableDataset) -> Any:
+        """Return what `load_encoded` returned with pictures decoded when they are fetched."""
         if isinstance(rows, datasets.IterableDataset):
             return rows.map(self._decode_stream, batched=True, batch_size=8)
         return rows.with_transform(RowDecoder(rows, self))
@@ -160,7 +164,7 @@ class Source:
 
 
 class RowDecoder:
-    """Transform of a map-style set: decodes fetched rows and puts the next readable one in place of a bad one."""
+    """Transform of a map-style set: decodes fetched rows, and takes the next readable one for a bad one."""
 
     def __init__(self, rows: datasets.Dataset, source: Source) -> None:
         self.rows = rows.with_format(None)

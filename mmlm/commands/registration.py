@@ -1,0 +1,64 @@
+"""The program `mmlm`, and what its commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from mmlm.user_errors import exit_on_user_error
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+app = typer.Typer(
+    name="mmlm",
+    help="Merge a visual tokenizer into a language model, draw and describe pictures, measure the result.\n\n"
+    "Training: accelerate launch -m visual_tokenizer.train, accelerate launch -m mmlm.train.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+RECIPE_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Context settings of commands that take `--section.field VALUE`."""
+
+ModelOption = Annotated[str, typer.Option("--model", help="Folder of a merged model, or its name on the hub.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …; by default a GPU where there is one.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="The same seed draws the same.")]
+TopKOption = Annotated[int, typer.Option("--top-k", help="Sample from the k likeliest tokens; 0: all.")]
+TopPOption = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this probability.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", help="Pictures at a time.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="0: the likeliest token.")]
+
+
+class CommandLineError(ValueError):
+    """Arguments that do not fit together, or files that are not there."""
+
+
+def command(name: str, **options: Any) -> Callable[[Command], Command]:
+    """Register a command whose user errors end in one line on stderr and exit code 2."""
+
+    def register(function: Command) -> Command:
+        guarded = exit_on_user_error(f"mmlm {name}")(function)
+        app.command(name, **options)(guarded)
+        return function
+
+    return register
+
+
+def recipe_words(config: str | None, given: dict[str, Any]) -> list[str]:
+    """Return the options of a command as arguments of a recipe."""
+    words = [] if config is None else ["--config", config]
+    for key, value in given.items():
+        words += [] if value is None else [f"--{key}", str(value)]
+    return words
+
+
+def be_quiet() -> None:
+    """Turn off the bars that transformers draws while it loads and saves."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -1,0 +1,197 @@
+"""Pairs of caption and picture as training sequences; every choice follows from seed, epoch and index."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmlm.data.shards import RaggedColumn, ShardError
+from mmlm.layouts.base import Layout
+from visual_tokenizer.data.transforms import uniforms
+
+KINDS = ("text", "image", "structure")
+"""What a token is; its place here is its value in `token_kinds`."""
+TEXT, IMAGE, STRUCTURE = range(3)
+PADDING = -1
+"""Value of `token_kinds` where there is no token."""
+IGNORED_LABEL = -100
+CAPTIONS_AT_A_TIME = 1000
+
+
+class SequenceLengthError(ValueError):
+    """A sequence is longer than the language model's positions."""
+
+
+@dataclass
+class PairOptions:
+    """How a pair becomes a sequence."""
+
+    image_to_text_fraction: float = 0.0
+    """Share of picture → caption sequences."""
+    caption_dropout: float = 0.0
+    """Share of the caption → picture sequences that have no caption."""
+    loss_on_prompt: bool = True
+    """Whether the first of the two is trained too."""
+    max_caption_tokens: int = 256
+    """Longer captions are cut."""
+    seed: int = 0
+    """Of order and choices."""
+
+
+def encode_captions(layout: Layout, captions: Sequence[str], max_tokens: int) -> RaggedColumn:
+    """Return the ids of all captions, as `layout.text_ids` gives them, cut to `max_tokens`."""
+    ids: list[list[int]] = []
+    for start in range(0, len(captions), CAPTIONS_AT_A_TIME):
+        part = list(captions[start : start + CAPTIONS_AT_A_TIME])
+        encoded = layout.tokenizer(
+            part, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+        )
+        ids += [one[:max_tokens] for one in encoded["input_ids"]]
+    return RaggedColumn.of_lists(ids)
+
+
+class PairSequences(Dataset):
+    """Sequences of the layout from shards, as often as `length` asks.
+
+    Position p of the set is sample `p % N` of the order of epoch `p // N`, so a run of S steps with B
+    sequences each reads the positions 0 … S · B - 1 in turn, whatever the number of processes, and resumes
+    anywhere.
+
+    Items are dicts of int64 arrays (L,): `input_ids`; `labels`, which are the ids or -100 where nothing is
+    trained; `token_kinds`, a place in `KINDS`.
+
+    Args:
+        shards: rows of `load_shards`.
+        layout: makes blocks and text ids.
+        options: see `PairOptions`.
+        length: sequences in all; None: each picture once.
+        shuffle: False for the order of the shards, which evaluation wants.
+
+    Raises:
+        ShardError: no pictures.
+    """
+
+    def __init__(
+        self,
+        shards: datasets.Dataset,
+        layout: Layout,
+        options: PairOptions,
+        *,
+        length: int | None = None,
+        shuffle: bool = True,
+    ) -> None:
+        if len(shards) == 0:
+            raise ShardError("there are no tokenized pictures: the split is empty")
+        self.layout, self.options, self.shuffle = layout, options, shuffle
+        self.size = len(shards)
+        self.length = self.size if length is None else length
+        self.indices = RaggedColumn.of_column(shards, "indices")
+        self.grids = RaggedColumn.of_column(shards, "grid")
+        self.captions = encode_captions(layout, shards["caption"][:], options.max_caption_tokens)
+        self._order = functools.lru_cache(maxsize=2)(self._make_order)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def longest(self) -> int:
+        """Return the tokens of the longest sequence that can come."""
+        grids = {tuple(self.grids[row].tolist()) for row in range(self.size)}
+        block = max(len(self.layout.template(grid)) for grid in grids)
+        return len(self.layout.bos_ids) + int(self.captions.lengths.max()) + block + 1
+
+    def check_length(self, max_positions: int) -> None:
+        """Raise `SequenceLengthError` if the longest sequence has more than `max_positions` tokens."""
+        if self.longest() > max_positions:
+            raise SequenceLengthError(
+                f"the longest sequence has {self.longest()} tokens, the model has max_position_embeddings="
+                f"{max_positions}: lower data.max_caption_tokens (now {self.options.max_caption_tokens}) or "
+                "take a visual tokenizer with fewer tokens a picture"
+            )
+
+    def _make_order(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.size)
+        return np.random.default_rng((self.options.seed, epoch)).permutation(self.size)
+
+    def row_of(self, position: int) -> tuple[int, int]:
+        """Return the epoch and the row of the shards that a position stands for."""
+        epoch, place = divmod(position, self.size)
+        return epoch, int(self._order(epoch)[place])
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """Return the items of a batch; faster than one by one."""
+        places = [self.row_of(int(position)) for position in positions]
+        blocks = self._blocks([row for _, row in places])
+        return [self._sequence(epoch, row, *block) for (epoch, row), block in zip(places, blocks, strict=True)]
+
+    def _blocks(self, rows: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return picture blocks and their kinds; pictures of one grid go through the vocabulary together."""
+        by_grid: dict[tuple[int, ...], list[int]] = {}
+        for place, row in enumerate(rows):
+            by_grid.setdefault(tuple(self.grids[row].tolist()), []).append(place)
+        blocks: list[Any] = [None] * len(rows)
+        for grid, members in by_grid.items():
+            template = self.layout.template(grid).numpy()
+            is_slot = template < 0
+            flat = np.stack([self.indices[rows[place]] for place in members]).astype(np.int64)
+            books = self.layout.vocabulary.num_codebooks
+            shaped = flat.reshape(len(members), -1, books) if books > 1 else flat
+            ids = self.layout.vocabulary.indices_to_ids(torch.from_numpy(shaped)).numpy().reshape(len(members), -1)
+            filled = np.repeat(template[None], len(members), axis=0)
+            filled[:, is_slot] = ids
+            kinds = np.where(is_slot, IMAGE, STRUCTURE)
+            for place, block in zip(members, filled, strict=True):
+                blocks[place] = (block, kinds)
+        return blocks
+
+    def _sequence(self, epoch: int, row: int, block: np.ndarray, block_kinds: np.ndarray) -> dict[str, np.ndarray]:
+        options = self.options
+        direction, dropped, _, _ = uniforms(options.seed, epoch, row)
+        caption = self.captions[row]
+        describes = direction < options.image_to_text_fraction
+        if not describes and dropped < options.caption_dropout:
+            caption = caption[:0]
+        text = (caption, np.full(len(caption), TEXT))
+        picture = (block, block_kinds)
+        (first, first_kinds), (second, second_kinds) = (picture, text) if describes else (text, picture)
+        bos = self.layout.bos_ids
+        ids = np.concatenate([bos, first, second, [self.layout.eos_id]]).astype(np.int64)
+        kinds = np.concatenate([[STRUCTURE] * len(bos), first_kinds, second_kinds, [STRUCTURE]]).astype(np.int64)
+        labels = ids.copy()
+        labels[: len(bos) + (0 if options.loss_on_prompt else len(first))] = IGNORED_LABEL
+        return {"input_ids": ids, "labels": labels, "token_kinds": kinds}
+
+
+@dataclass
+class PairCollator:
+    """Pads items on the right to the longest: `input_ids`, `labels`, `token_kinds`, each int64 (B, L).
+
+    There is no attention mask: under causal attention no token sees the padding that follows it.
+    """
+
+    pad_id: int
+    """Id of the padding; its label is -100, its kind -1."""
+    pad_to_multiple_of: int = 1
+    """L is rounded up to a multiple of this."""
+
+    def __call__(self, items: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+        """Return the batch."""
+        longest = max(len(item["input_ids"]) for item in items)
+        width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        fills = {"input_ids": self.pad_id, "labels": IGNORED_LABEL, "token_kinds": PADDING}
+        batch = {name: np.full((len(items), width), fill, dtype=np.int64) for name, fill in fills.items()}
+        for row, item in enumerate(items):
+            for name, rows in batch.items():
+                rows[row, : len(item[name])] = item[name]
+        return {name: torch.from_numpy(rows) for name, rows in batch.items()}

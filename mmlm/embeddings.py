@@ -1,0 +1,168 @@
+"""Grow and shrink the embedding table and head of a causal language model, and fill the new rows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+CHUNK_ROWS = 8192
+MEAN_NOISE = 0.01
+
+
+class EmbeddingError(ValueError):
+    """The model's embedding table or head cannot be resized."""
+
+
+@dataclass
+class RowStatistics:
+    """Mean and standard deviation of a table's rows, element by element: each (D,) float32."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass
+class RowFill:
+    """What the new rows are made from."""
+
+    statistics: RowStatistics
+    """Of the text rows."""
+    indices_to_codes: Callable[[Tensor], Tensor]
+    """Indices (1, n) or (1, n, num_codebooks) → codes (1, n, C)."""
+    num_codebooks: int
+    codebook_size: int
+    generator: torch.Generator
+
+
+@torch.no_grad()
+def row_statistics(table: Tensor) -> RowStatistics:
+    """Return the statistics of the rows of `table` (R, D), in float64 by chunks so that no copy is made."""
+    total = torch.zeros(table.shape[1], dtype=torch.float64, device=table.device)
+    squares = torch.zeros_like(total)
+    for part in table.split(CHUNK_ROWS):
+        total += part.double().sum(0)
+    mean = total / table.shape[0]
+    for part in table.split(CHUNK_ROWS):
+        squares += (part.double() - mean).square().sum(0)
+    return RowStatistics(mean.float(), (squares / table.shape[0]).sqrt().float())
+
+
+def fill_random(rows: Tensor, fill: RowFill, scale: float = 1.0) -> None:
+    """Write Gaussian rows with the text rows' mean and `scale` · their standard deviation."""
+    statistics = fill.statistics
+    for part in rows.split(CHUNK_ROWS):
+        noise = torch.randn(part.shape, generator=fill.generator).to(part.device)
+        part.copy_(statistics.mean + scale * statistics.std * noise)
+
+
+def fill_mean(rows: Tensor, fill: RowFill) -> None:
+    """Write the mean text row plus Gaussian noise of 0.01 of the text rows' standard deviation."""
+    fill_random(rows, fill, scale=MEAN_NOISE)
+
+
+def fill_codebook(rows: Tensor, fill: RowFill) -> None:
+    """Write each code's vector, taken to the hidden size by a random map, with the text rows' statistics.
+
+    The map has orthonormal columns (a QR of a Gaussian), so codes that are near stay near; each element is
+    then scaled so that over the codebook it has exactly the text rows' mean and standard deviation.
+    """
+    for codebook, part in enumerate(rows.split(fill.codebook_size)):
+        _fill_one_codebook(part, codebook, fill)
+
+
+def _fill_one_codebook(rows: Tensor, codebook: int, fill: RowFill) -> None:
+    def codes_of(start: int) -> Tensor:
+        indices = torch.arange(start, min(start + CHUNK_ROWS, fill.codebook_size))
+        if fill.num_codebooks > 1:  # the other codebooks stand still: centring takes their part away
+            several = torch.zeros(len(indices), fill.num_codebooks, dtype=torch.int64)
+            several[:, codebook] = indices
+            indices = several
+        return fill.indices_to_codes(indices[None])[0].double().cpu()
+
+    starts = range(0, fill.codebook_size, CHUNK_ROWS)
+    mean = sum(codes_of(start).sum(0) for start in starts) / fill.codebook_size
+    covariance = sum((codes_of(s) - mean).T @ (codes_of(s) - mean) for s in starts) / fill.codebook_size
+    hidden, dim = rows.shape[1], mean.shape[0]
+    gaussian = torch.randn(max(hidden, dim), min(hidden, dim), generator=fill.generator).double()
+    basis = torch.linalg.qr(gaussian).Q
+    basis = basis.T if hidden >= dim else basis
+    spread = ((basis.T @ covariance) * basis.T).sum(1).clamp_min(0).sqrt()
+    if not spread.gt(1e-12).all():
+        fill_random(rows, fill)  # codes that are all alike say nothing
+        return
+    statistics = fill.statistics
+    for start in starts:
+        unit = ((codes_of(start) - mean) @ basis / spread).float().to(rows.device)
+        rows[start : start + CHUNK_ROWS].copy_(statistics.mean + statistics.std * unit)
+
+
+INITIALIZERS: dict[str, Callable[[Tensor, RowFill], None]] = {
+    "codebook": fill_codebook,
+    "mean": fill_mean,
+    "random": fill_random,
+}
+
+
+def check_resizable(model: PreTrainedModel) -> None:
+    """Raise `EmbeddingError` unless table and head are float tensors in memory with equally many rows."""
+    table = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    if table is None or head is None:
+        raise EmbeddingError(f"{type(model).__name__} has no input embedding or no output head: give a causal LM")
+    for name, module in (("input embedding", table), ("head", head)):
+        weight = module.weight
+        if weight.is_meta or weight.numel() == 0:
+            raise EmbeddingError(f"the {name} is not in memory (meta device or ZeRO-3): merge before distributing")
+        if not weight.is_floating_point():
+            raise EmbeddingError(f"the {name} is quantized ({weight.dtype}): merge a float model, then quantize it")
+    if table.weight.shape[0] != head.weight.shape[0]:
+        raise EmbeddingError(
+            f"the input embedding has {table.weight.shape[0]} rows, the head {head.weight.shape[0]}: they must be equal"
+        )
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Return whether the head is the embedding table itself."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@torch.no_grad()
+def resized(parameter: nn.Parameter, rows: int) -> nn.Parameter:
+    """Return a parameter with `rows` rows: the old ones bit for bit, new ones zero."""
+    old = parameter.detach()
+    new = old.new_zeros(rows, *old.shape[1:])
+    kept = min(rows, old.shape[0])
+    new[:kept] = old[:kept]
+    return nn.Parameter(new, requires_grad=parameter.requires_grad)
+
+
+def set_rows(model: PreTrainedModel, rows: int) -> None:
+    """Give table and head `rows` rows in place, tied as before, and the model its own config that says so.
+
+    The config is copied first: another model that shares the object keeps its size.
+    """
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied, old_rows = is_tied(model), table.weight.shape[0]
+    table.weight = resized(table.weight, rows)
+    table.num_embeddings = rows
+    head.weight = table.weight if tied else resized(head.weight, rows)
+    if getattr(head, "bias", None) is not None:
+        head.bias = resized(head.bias, rows)
+    if hasattr(head, "out_features"):
+        head.out_features = rows
+    copies: dict[int, Any] = {}
+    config = copy.deepcopy(model.config, copies)
+    for module in model.modules():
+        held = getattr(module, "config", None)
+        if held is not None and id(held) in copies:
+            module.config = copies[id(held)]
+        if getattr(module, "vocab_size", None) == old_rows:
+            module.vocab_size = rows
+    model.config = config
+    config.get_text_config().vocab_size = rows

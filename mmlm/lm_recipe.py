@@ -1,0 +1,261 @@
+"""The recipe of a multimodal language model: every field, its unit and its legal range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
+from visual_tokenizer.registry import ConfigError
+
+MIXED_PRECISIONS = ("no", "bf16", "fp16")
+PARAMETER_DTYPES = ("float32", "bfloat16", "float16")
+RESUME_AUTO, RESUME_NEVER = "auto", "never"
+
+
+def check(holds: bool, field_name: str, rule: str, value: Any) -> None:
+    """Raise `ConfigError` naming field, rule and value unless the rule holds."""
+    if not holds:
+        raise ConfigError(f"{field_name} must be {rule}, got {value!r}")
+
+
+@dataclass(kw_only=True)
+class DataSection:
+    """Which pairs of caption and picture, and how they become sequences."""
+
+    source: SourceConfig
+    """Pictures with captions."""
+    shards_dir: str
+    """Folder of the tokenized pictures, a subfolder a split; made by the first run and reused by later
+    ones."""
+    train_split: str = "train"
+    """Split of the source for training: train, heldout or all."""
+    heldout_split: str = "heldout"
+    """Split for evaluation; read only if training.evaluate_every_steps is not 0."""
+    image_to_text_fraction: float = 0.2
+    """Share of the sequences that are picture → caption; the others are caption → picture. In [0, 1]."""
+    caption_dropout: float = 0.1
+    """Share of the caption → picture sequences without caption, which classifier-free guidance needs. In [0,
+    1]."""
+    loss_on_prompt: bool = True
+    """Whether what comes first is trained too: the caption of caption → picture, the picture of picture →
+    caption."""
+    image_loss_weight: float = 1.0
+    """Weight of visual tokens in the loss; 0 or more. The loss is the weighted mean over the tokens of a
+    batch."""
+    text_loss_weight: float = 1.0
+    """Weight of caption tokens; 0 or more."""
+    structure_loss_weight: float = 1.0
+    """Weight of the layout's own tokens (marks, size, ends of rows) and of EOS; 0 or more."""
+    max_caption_tokens: int = 256
+    """Longer captions are cut; 1 or more."""
+    pad_to_multiple_of: int = 1
+    """Batches are padded to the longest sequence, rounded up to a multiple of this; 1 or more."""
+    tokenize_batch_size: int = 64
+    """Pictures at a time through the visual tokenizer, on each process; 1 or more."""
+    loader_workers: int = 0
+    """Processes that decode pictures, and later build batches, for each rank; 0: the rank itself."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_split", "heldout_split"):
+            check(
+                getattr(self, name) in SPLITS,
+                f"data.{name}",
+                f"one of {', '.join(SPLITS)}",
+                getattr(self, name),
+            )
+        for name in ("image_to_text_fraction", "caption_dropout"):
+            check(0 <= getattr(self, name) <= 1, f"data.{name}", "in [0, 1]", getattr(self, name))
+        for name, weight in self.loss_weights().items():
+            check(weight >= 0, f"data.{name}_loss_weight", "0 or more", weight)
+        check(any(self.loss_weights().values()), "data.*_loss_weight", "above 0 for one kind at least", 0)
+        for name in ("max_caption_tokens", "pad_to_multiple_of", "tokenize_batch_size"):
+            check(getattr(self, name) >= 1, f"data.{name}", "1 or more", getattr(self, name))
+        check(self.loader_workers >= 0, "data.loader_workers", "0 or more", self.loader_workers)
+
+    def loss_weights(self) -> dict[str, float]:
+        """Return the weight of each kind of token."""
+        return {
+            "text": self.text_loss_weight,
+            "image": self.image_loss_weight,
+            "structure": self.structure_loss_weight,
+        }
+
+
+@dataclass(kw_only=True)
+class OptimizerSection:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 3e-4
+    """Peak, after the warm-up; above 0."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """Two numbers in [0, 1)."""
+    epsilon: float = 1e-8
+    """Added to the denominator; above 0."""
+    weight_decay: float = 0.1
+    """Decoupled; not applied to norms and biases; 0 or more."""
+    warmup_steps: int = 100
+    """Optimizer steps of linear warm-up; 0 or more."""
+    schedule: str = "cosine"
+    """A schedule of transformers: cosine, cosine_with_min_lr, constant_with_warmup, linear,
+    warmup_stable_decay, …"""
+    schedule_options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the schedule, for example min_lr_rate of cosine_with_min_lr."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0: not at all."""
+
+    def __post_init__(self) -> None:
+        check(self.learning_rate > 0, "optimizer.learning_rate", "above 0", self.learning_rate)
+        in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        check(in_range, "optimizer.betas", "two numbers in [0, 1)", self.betas)
+        check(self.epsilon > 0, "optimizer.epsilon", "above 0", self.epsilon)
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
+            check(getattr(self, name) >= 0, f"optimizer.{name}", "0 or more", getattr(self, name))
+        from transformers import SchedulerType
+
+        known = [kind.value for kind in SchedulerType]
+        check(self.schedule in known, "optimizer.schedule", f"one of {', '.join(known)}", self.schedule)
+
+
+@dataclass(kw_only=True)
+class TrainingSection:
+    """Length, precision, what is written when, and resuming."""
+
+    max_steps: int | None = None
+    """Optimizer steps; give this or epochs."""
+    epochs: float | None = None
+    """Passes over the training pictures; give this or max_steps."""
+    batch_size: int = 64
+    """Sequences of one optimizer step over all processes; a multiple of processes ·
+    gradient_accumulation_steps."""
+    gradient_accumulation_steps: int = 1
+    """Parts into which each process cuts its share of a batch; 1 or more."""
+    mixed_precision: str = "no"
+    """no, bf16 or fp16; overrides the launcher's."""
+    parameter_dtype: str = "float32"
+    """Of the weights in memory: float32, bfloat16 or float16. float32 unless the weights are frozen
+    (lora)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    seed: int = 0
+    """Of order, direction and caption dropout of the samples, of new LoRA weights and of dropout."""
+    log_every_steps: int = 10
+    """Steps between two lines of metrics.jsonl; 1 or more."""
+    sample_every_steps: int = 0
+    """Steps between two grids of pictures in samples/; 0: none."""
+    evaluate_every_steps: int = 0
+    """Steps between two evaluations of the held-out split; 0: none."""
+    checkpoint_every_steps: int = 500
+    """Steps between two checkpoints; 1 or more."""
+    keep_checkpoints: int = 2
+    """Complete checkpoints that are kept, the newest ones; 1 or more."""
+    report_to: list[str] = field(default_factory=list)
+    """Trackers of transformers: tensorboard, wandb, trackio, …; metrics.jsonl is always written."""
+    resume: str = RESUME_AUTO
+    """auto: from the newest complete checkpoint in output_dir; never: refuse if there is one; or a
+    checkpoint."""
+    deepspeed: str | None = None
+    """DeepSpeed configuration file, for example recipes/deepspeed/zero2.json; null: as the launcher says."""
+
+    def __post_init__(self) -> None:
+        lengths = f"max_steps={self.max_steps}, epochs={self.epochs}"
+        check(
+            (self.max_steps is None) != (self.epochs is None),
+            "training",
+            "given either max_steps or epochs",
+            lengths,
+        )
+        check((self.max_steps or self.epochs or 0) > 0, "training", "given a length above 0", lengths)
+        for name in (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "log_every_steps",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+        ):
+            check(getattr(self, name) >= 1, f"training.{name}", "1 or more", getattr(self, name))
+        for name in ("sample_every_steps", "evaluate_every_steps"):
+            check(getattr(self, name) >= 0, f"training.{name}", "0 or more", getattr(self, name))
+        for name, known in (("mixed_precision", MIXED_PRECISIONS), ("parameter_dtype", PARAMETER_DTYPES)):
+            check(
+                getattr(self, name) in known,
+                f"training.{name}",
+                f"one of {', '.join(known)}",
+                getattr(self, name),
+            )
+
+
+@dataclass(kw_only=True)
+class SamplingSection:
+    """The pictures drawn while training."""
+
+    prompts: list[str] = field(default_factory=lambda: ["red apple", "cat face", "sun", "house"])
+    """One picture each."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance; 1: none."""
+    temperature: float = 1.0
+    """Above 0."""
+    top_k: int = 0
+    """Only the k likeliest tokens are drawn from; 0: all."""
+    seed: int = 0
+    """The same draw every time, so that the grids show what training changed."""
+
+    def __post_init__(self) -> None:
+        check(len(self.prompts) > 0, "sampling.prompts", "one text or more", self.prompts)
+        check(self.temperature > 0, "sampling.temperature", "above 0", self.temperature)
+        check(self.top_k >= 0, "sampling.top_k", "0 or more", self.top_k)
+
+
+@dataclass(kw_only=True)
+class LoraSection:
+    """Low-rank adapters (Hu et al., 2021, arXiv 2106.09685) beside frozen weights.
+
+    The rows of the visual and structural tokens, in the table and in an untied head, are trained in full.
+    """
+
+    rank: int = 0
+    """Rank of the adapters; 0: none, all weights are trained."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank; above 0."""
+    dropout: float = 0.0
+    """Before the adapter; in [0, 1)."""
+    target_modules: list[str] | None = None
+    """Ends of the names of the linear layers; null: all but the head."""
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 0, "lora.rank", "0 or more", self.rank)
+        check(self.alpha > 0, "lora.alpha", "above 0", self.alpha)
+        check(0 <= self.dropout < 1, "lora.dropout", "in [0, 1)", self.dropout)
+
+
+@dataclass(kw_only=True)
+class LMRecipe:
+    """Training of a merged language model on captions and pictures."""
+
+    model: str
+    """Folder of the merged model: language model, text tokenizer and visual tokenizer."""
+    output_dir: str
+    """Folder of the run; the trained model goes to its subfolder final/."""
+    data: DataSection
+    """Pairs and sequences."""
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    """AdamW and schedule."""
+    training: TrainingSection
+    """Length, precision, logs, checkpoints."""
+    sampling: SamplingSection = field(default_factory=SamplingSection)
+    """Pictures drawn while training."""
+    lora: LoraSection = field(default_factory=LoraSection)
+    """Adapters beside frozen weights, if lora.rank is not 0."""
+    smoke: dict[str, Any] = field(default_factory=dict)
+    """Dotted overrides for a run of a few steps on a small machine: `--smoke true` applies them."""
+
+    def __post_init__(self) -> None:
+        if not self.lora.rank:
+            check(
+                self.training.parameter_dtype == "float32",
+                "training.parameter_dtype",
+                "float32 where all weights are trained: AdamW's small steps vanish in half precision",
+                self.training.parameter_dtype,
+            )

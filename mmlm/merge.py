@@ -1,0 +1,212 @@
+"""Merge a visual tokenizer's vocabulary into a causal language model and its text tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
+
+from mmlm.embeddings import (
+    INITIALIZERS,
+    RowFill,
+    check_resizable,
+    fill_random,
+    is_tied,
+    row_statistics,
+    set_rows,
+)
+from mmlm.language_models import detach_gguf
+from mmlm.layouts.base import LayoutConfig
+from mmlm.merge_record import MergeRecord
+from mmlm.processing import MultimodalProcessor
+from mmlm.text_tokenizer import token_id_of
+from mmlm.vocabulary import VisualVocabulary
+from visual_tokenizer import VisualTokenizer
+from visual_tokenizer.processing import VisualTokenizerImageProcessor
+from visual_tokenizer.registry import closest
+
+
+class VocabularyMergeError(ValueError):
+    """The vocabularies cannot be merged."""
+
+
+@dataclass
+class _Plan:
+    """Which ids the new tokens get."""
+
+    fillers: list[str]
+    layout_tokens: list[str]
+    vocabulary: VisualVocabulary
+    rows: int
+
+
+def merge_vocabulary(
+    language_model: PreTrainedModel,
+    text_tokenizer: PreTrainedTokenizerBase,
+    visual_tokenizer: VisualTokenizer,
+    layout: str | Mapping[str, Any] | LayoutConfig = "emu3",
+    embedding_init: str = "codebook",
+    pad_to_multiple_of: int | None = None,
+    seed: int = 0,
+    image_processor: VisualTokenizerImageProcessor | None = None,
+) -> tuple[PreTrainedModel, MultimodalProcessor]:
+    """Add visual and structural tokens to a text tokenizer and rows for them to a language model.
+
+    The model is grown in place, as `resize_token_embeddings` does, and returned; its old rows stay bit for
+    bit. The text tokenizer and the config object are copied, never changed. New ids start after the larger
+    of the table's rows and the tokenizer's length: structural tokens first, then one range of ids for each
+    codebook.
+
+    Args:
+        language_model: any causal LM with float weights in memory; a head tied to the table stays tied.
+        text_tokenizer: the model's fast tokenizer, with an EOS token.
+        visual_tokenizer: gives the codebook; kept by the processor as `codec`.
+        layout: how a picture sits in a sequence: a layout's name or `{"type": name, **fields}`.
+        embedding_init: rows of visual tokens. "codebook": the code vectors through a random map; "mean": the
+            mean text row plus 0.01 of the text rows' standard deviation of noise; "random": Gaussian.
+            "codebook" and "random" have the text rows' mean and standard deviation in every element.
+            Structural tokens are always "random".
+        pad_to_multiple_of: round the number of rows up; the spare ones are recorded as dead.
+        seed: of the random map and noise.
+        image_processor: picture → pixels; by default resize and centre crop to the visual tokenizer's
+            image_size.
+
+    Raises:
+        VocabularyMergeError: unknown `embedding_init`, a slow tokenizer, a tokenizer that was merged before.
+        EmbeddingError: quantized or absent embeddings.
+        ConfigError: an unknown field of the layout. UnknownPartError: an unknown layout.
+    """
+    _check_arguments(text_tokenizer, embedding_init, pad_to_multiple_of)
+    check_resizable(language_model)
+    grid = visual_tokenizer.token_grid()
+    section = {"type": layout} if isinstance(layout, str) else layout
+    config = LayoutConfig.family.config(section).for_grid(grid)
+    table_rows = language_model.get_input_embeddings().weight.shape[0]
+    text_length = max(len(text_tokenizer), 1 + max(text_tokenizer.get_vocab().values()))
+    tokenizer = copy.deepcopy(text_tokenizer)
+    plan = _plan(tokenizer, config, visual_tokenizer, table_rows, text_length, pad_to_multiple_of)
+    _add_tokens(tokenizer, plan)
+
+    generator = torch.Generator().manual_seed(seed)
+    set_rows(language_model, plan.rows)
+    detach_gguf(language_model)
+    _fill_new_rows(language_model, visual_tokenizer, plan, embedding_init, generator, table_rows, text_length)
+
+    visual = plan.vocabulary
+    dead = [(text_length, table_rows), (visual.stop, plan.rows)]
+    record = MergeRecord(
+        text_rows=table_rows,
+        text_length=text_length,
+        rows=plan.rows,
+        dead_ranges=[[start, stop] for start, stop in dead if stop > start],
+        embedding_init=embedding_init,
+        pad_to_multiple_of=pad_to_multiple_of,
+        seed=seed,
+    )
+    processor = MultimodalProcessor(
+        image_processor=image_processor or VisualTokenizerImageProcessor(size=visual_tokenizer.config.image_size),
+        tokenizer=tokenizer,
+        layout=config,
+        vocabulary=visual,
+        merge=record,
+        codec=visual_tokenizer,
+    )
+    return language_model, processor
+
+
+def _check_arguments(tokenizer: PreTrainedTokenizerBase, embedding_init: str, pad_to_multiple_of: int | None) -> None:
+    if embedding_init not in INITIALIZERS:
+        known = sorted(INITIALIZERS)
+        raise VocabularyMergeError(
+            f"embedding_init must be one of {', '.join(known)}, got {embedding_init!r}.{closest(embedding_init, known)}"
+        )
+    if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+        raise VocabularyMergeError(f"pad_to_multiple_of must be 1 or more, or None, got {pad_to_multiple_of}")
+    if not tokenizer.is_fast:
+        raise VocabularyMergeError(
+            f"{type(tokenizer).__name__} has no fast backend: user text could not be kept from being tokens"
+        )
+    if tokenizer.eos_token_id is None:
+        raise VocabularyMergeError("the text tokenizer has no eos_token: set one, every sequence ends with it")
+
+
+def _plan(
+    tokenizer: PreTrainedTokenizerBase,
+    config: LayoutConfig,
+    visual_tokenizer: VisualTokenizer,
+    table_rows: int,
+    text_length: int,
+    multiple: int | None,
+) -> _Plan:
+    new = [name for name in config.structural_tokens() if token_id_of(tokenizer, name) is None]
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for name in config.structural_tokens():
+        if name not in new and name not in special:
+            raise VocabularyMergeError(
+                f"{name!r} is an ordinary token of the text tokenizer: user text could write it. "
+                f"Choose another name for it in the layout '{config.type}'"
+            )
+    base = max(table_rows, text_length)
+    vocabulary = VisualVocabulary(
+        start=base + len(new),
+        size=visual_tokenizer.codebook_size,
+        num_codebooks=visual_tokenizer.num_codebooks,
+    )
+    first = vocabulary.token_names()[0]
+    if token_id_of(tokenizer, first) is not None:
+        raise VocabularyMergeError(f"the text tokenizer holds {first} already: it was merged before; strip it first")
+    fillers = [f"<|reserved_{token_id:05d}|>" for token_id in range(text_length, base)]
+    multiple = multiple or 1
+    return _Plan(fillers, new, vocabulary, math.ceil(vocabulary.stop / multiple) * multiple)
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, plan: _Plan) -> None:
+    """Add all new tokens, as special ones so that user text never parses as them, and check their ids."""
+    names = [*plan.fillers, *plan.layout_tokens, *plan.vocabulary.token_names()]
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    got = (token_id_of(tokenizer, names[0]), token_id_of(tokenizer, names[-1]))
+    wanted = (plan.vocabulary.stop - len(names), plan.vocabulary.stop - 1)
+    if got != wanted:
+        raise VocabularyMergeError(f"the text tokenizer gave its new tokens the ids {got}, expected {wanted}")
+
+
+@torch.no_grad()
+def _fill_new_rows(
+    model: PreTrainedModel,
+    visual_tokenizer: VisualTokenizer,
+    plan: _Plan,
+    embedding_init: str,
+    generator: torch.Generator,
+    table_rows: int,
+    text_length: int,
+) -> None:
+    """Write every row from `table_rows` on, in the table and, where it stands alone, in the head."""
+    visual = plan.vocabulary
+    device = visual_tokenizer.device
+
+    def indices_to_codes(indices: torch.Tensor) -> torch.Tensor:
+        return visual_tokenizer.quantizer.indices_to_codes(indices.to(device))
+
+    head = model.get_output_embeddings()
+    tables = [model.get_input_embeddings().weight] + ([] if is_tied(model) else [head.weight])
+    start_state = generator.get_state()
+    for table in tables:
+        generator.set_state(start_state)  # the same map for table and head
+        fill = RowFill(
+            row_statistics(table[: min(table_rows, text_length)]),
+            indices_to_codes,
+            visual.num_codebooks,
+            visual.codebook_size,
+            generator,
+        )
+        INITIALIZERS[embedding_init](table[visual.start : visual.stop], fill)
+        fill_random(table[table_rows : visual.start], fill)
+        table[visual.stop :] = fill.statistics.mean
+    bias = getattr(head, "bias", None)
+    if bias is not None:
+        bias[table_rows:] = bias[: min(table_rows, text_length)].mean()

@@ -1,0 +1,85 @@
+"""Recipe of a merge: which language model, which visual tokenizer, how they are joined, and where the result goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+
+from mmlm.backbones.base import BackboneConfig
+from mmlm.embeddings import INITIALIZERS
+from mmlm.layouts.base import LayoutConfig
+from mmlm.merge import merge_vocabulary
+from mmlm.merged_model import MergedModelError, check_free, write_folder
+from visual_tokenizer import VisualTokenizer
+from visual_tokenizer.processing import VisualTokenizerImageProcessor
+from visual_tokenizer.recipe import save_recipe
+
+
+def _emu3() -> LayoutConfig:
+    return LayoutConfig.family.config({"type": "emu3"})
+
+
+@dataclass(kw_only=True)
+class MergeRecipe:
+    """Joins a language model and a visual tokenizer to one folder."""
+
+    language_model: BackboneConfig
+    """Where the language model and its text tokenizer come from."""
+    visual_tokenizer: str
+    """Folder of a trained visual tokenizer."""
+    output_dir: str
+    """Folder of the merged model; it must not exist, or be empty."""
+    layout: LayoutConfig = field(default_factory=_emu3)
+    """How a picture sits in a sequence."""
+    embedding_init: str = "codebook"
+    """Rows of the visual tokens: codebook (from the code vectors), mean or random."""
+    pad_to_multiple_of: int = 64
+    """The table's rows are rounded up to a multiple of this; 1 or more."""
+    seed: int = 0
+    """Of the new rows."""
+    smoke: dict[str, Any] = field(default_factory=dict)
+    """Dotted overrides under which the recipe runs in seconds on a CPU; used by tests only."""
+
+    def __post_init__(self) -> None:
+        if self.embedding_init not in INITIALIZERS:
+            known = ", ".join(sorted(INITIALIZERS))
+            raise ValueError(f"embedding_init must be one of {known}, got {self.embedding_init!r}")
+        if self.pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of must be 1 or more, got {self.pad_to_multiple_of}")
+
+
+def merge_by_recipe(recipe: MergeRecipe) -> Path:
+    """Load both models, merge them, and write the folder, complete or not at all.
+
+    Raises:
+        MergedModelError: the visual tokenizer is not there, or `output_dir` holds something.
+        LanguageModelNotFoundError: the language model is not there.
+        VocabularyMergeError, EmbeddingError: the two cannot be merged.
+    """
+    check_free(recipe.output_dir)  # before the work, not after it
+    try:
+        codec = VisualTokenizer.from_pretrained(recipe.visual_tokenizer)
+    except (OSError, HFValidationError) as error:
+        raise MergedModelError(f"no visual tokenizer at '{recipe.visual_tokenizer}': {error}") from error
+    has_own = Path(recipe.visual_tokenizer, "preprocessor_config.json").is_file()
+    language_model, text_tokenizer = BackboneConfig.family.build(recipe.language_model).load()
+    model, processor = merge_vocabulary(
+        language_model,
+        text_tokenizer,
+        codec,
+        layout=recipe.layout,
+        embedding_init=recipe.embedding_init,
+        pad_to_multiple_of=recipe.pad_to_multiple_of,
+        seed=recipe.seed,
+        image_processor=VisualTokenizerImageProcessor.from_pretrained(recipe.visual_tokenizer) if has_own else None,
+    )
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        save_recipe(recipe, folder)
+
+    return write_folder(recipe.output_dir, write)

@@ -1,0 +1,89 @@
+"""Folders of merged models: language model, text tokenizer, layout and visual tokenizer in one place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mmlm.processing import MultimodalProcessor
+
+
+class MergedModelError(FileNotFoundError):
+    """A folder holds no merged model, or may not be written to."""
+
+
+class DeviceError(ValueError):
+    """A device that this machine does not have."""
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name is None:
+        return torch.device("cpu") if accelerator is None else accelerator
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return torch.device(name)
+
+
+def load_merged(
+    path: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = "auto",
+) -> tuple[PreTrainedModel, MultimodalProcessor]:
+    """Load a merged model and its processor from a folder or the hub, in eval mode.
+
+    Args:
+        path: folder or name on the hub.
+        device: of the model and the visual tokenizer; None: an accelerator where there is one.
+        dtype: of the language model; "auto": as it was saved.
+
+    Raises:
+        MergedModelError: nothing that can be loaded is there.
+        DeviceError: no such device.
+        ModelMismatchError: model and processor do not belong together.
+    """
+    device = _device(device)
+    try:
+        processor = MultimodalProcessor.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    except (OSError, HFValidationError) as error:
+        raise MergedModelError(f"no merged model at '{path}': {' '.join(str(error).split())}") from error
+    processor.check_model(model)
+    if processor.codec is not None:
+        processor.codec.to(device)
+    return model.to(device).eval(), processor
+
+
+def check_free(folder: str | os.PathLike[str]) -> None:
+    """Raise `MergedModelError` if `folder` exists and is not an empty folder."""
+    path = Path(folder)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise MergedModelError(f"'{folder}' exists and is not empty: choose another folder, or remove it first")
+
+
+def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a new folder beside `folder`, then rename it: it appears complete or not at all.
+
+    Raises:
+        MergedModelError: `folder` exists and is not empty.
+    """
+    target = Path(folder)
+    check_free(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    unfinished.mkdir()
+    try:
+        write(unfinished)
+        os.replace(unfinished, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target

@@ -1,0 +1,196 @@
+"""Train a merged language model on pairs: `accelerate launch -m mmlm.train --config RECIPE`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments, set_seed
+
+from mmlm.callbacks import LogBeforeSaving, ProgressFiles, SampleGrids
+from mmlm.checkpoint_manifest import list_checkpoints, newest_complete, verify_checkpoint
+from mmlm.data.pairs import PairCollator, PairOptions, PairSequences
+from mmlm.data.tokenize import shards_of
+from mmlm.export import save_final
+from mmlm.lm_recipe import RESUME_AUTO, RESUME_NEVER, LMRecipe
+from mmlm.lora import add_lora
+from mmlm.processing import MultimodalProcessor
+from mmlm.trainer_arguments import total_steps, training_arguments
+from mmlm.training import UnifiedTrainer
+from mmlm.user_errors import exit_on_user_error
+from visual_tokenizer.recipe import parse_arguments, save_recipe
+from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.run_folder import RunLock
+from visual_tokenizer.train import with_smoke
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "accelerate launch -m mmlm.train"
+ABOUT = """Train a merged language model on captions and pictures.
+
+Pictures are tokenized first if their shards are not there. A run that was interrupted goes on from its
+newest complete checkpoint when the same command is given again. The result is in OUTPUT_DIR/final.
+
+Examples:
+  one GPU, or a CPU
+    python -m mmlm.train --config recipes/lm/openmoji_llama.yaml
+  a few fields changed
+    python -m mmlm.train --config recipes/lm/openmoji_llama.yaml \\
+        --training.max_steps 500 --optimizer.learning_rate 1e-4
+  a few steps, to see that everything is there
+    python -m mmlm.train --config recipes/lm/openmoji_llama.yaml --smoke true
+  eight GPUs (also two processes on a CPU, with --num_processes 2)
+    accelerate launch --multi_gpu --num_processes 8 -m mmlm.train --config recipes/lm/openmoji_llama.yaml
+  eight GPUs, DeepSpeed ZeRO-3
+    accelerate launch --use_deepspeed --num_processes 8 \\
+        --deepspeed_config_file recipes/deepspeed/zero3.json \\
+        -m mmlm.train --config recipes/lm/openmoji_llama.yaml --training.mixed_precision bf16
+  two processes on a CPU, DeepSpeed ZeRO-2
+    DS_ACCELERATOR=cpu accelerate launch --use_deepspeed --num_processes 2 \\
+        --deepspeed_config_file recipes/deepspeed/zero2.json \\
+        -m mmlm.train --config recipes/lm/openmoji_llama.yaml"""
+
+
+def load_processor(folder: str) -> MultimodalProcessor:
+    """Load a merged model's processor with its visual tokenizer.
+
+    Raises:
+        ConfigError: there is no merged model.
+    """
+    try:
+        return MultimodalProcessor.from_pretrained(folder)
+    except OSError as error:
+        raise ConfigError(f"model: {folder} holds no merged model, make one with `mmlm merge`: {error}") from error
+
+
+def find_checkpoint(recipe: LMRecipe) -> Path | None:
+    """Return the checkpoint to resume from, if any, and say which ones are passed over.
+
+    Raises:
+        ConfigError: `resume: never` in a folder with checkpoints, or there are checkpoints and none is
+        complete.
+        IncompleteCheckpointError: the recipe names an incomplete one.
+    """
+    resume, output_dir = recipe.training.resume, Path(recipe.output_dir)
+    if resume not in (RESUME_AUTO, RESUME_NEVER):
+        verify_checkpoint(Path(resume))
+        return Path(resume)
+    found = list_checkpoints(output_dir)
+    if resume == RESUME_NEVER:
+        if found:
+            raise ConfigError(
+                f"training.resume is never, but {output_dir} holds {found[-1].name}: name another "
+                "output_dir, remove the checkpoints, or set training.resume to auto"
+            )
+        return None
+    newest, complaints = newest_complete(output_dir)
+    for complaint in complaints:
+        logger.warning("%s; %s", complaint, f"resuming from {newest.name}" if newest else "starting from the beginning")
+    return newest
+
+
+def load_model(recipe: LMRecipe, processor: MultimodalProcessor) -> Any:
+    """Load the language model, with adapters if the recipe says so."""
+    dtype = getattr(torch, recipe.training.parameter_dtype)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=dtype)
+    if recipe.lora.rank:
+        return add_lora(model, recipe.lora, processor.layout)
+    return model
+
+
+def max_positions(model: Any) -> int | None:
+    """Return the positions that a model's config says it has, or None."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: TrainingArguments) -> UnifiedTrainer:
+    """Make data, model and trainer.
+
+    Raises:
+        ShardError, SequenceLengthError, ConfigError: see there.
+    """
+    data, training = recipe.data, recipe.training
+    options = PairOptions(
+        image_to_text_fraction=data.image_to_text_fraction,
+        caption_dropout=data.caption_dropout,
+        loss_on_prompt=data.loss_on_prompt,
+        max_caption_tokens=data.max_caption_tokens,
+        seed=training.seed,
+    )
+    shards = shards_of(processor, recipe, data.train_split)
+    steps = total_steps(recipe, len(shards))
+    args.max_steps = steps
+    pairs = PairSequences(shards, processor.layout, options, length=steps * training.batch_size)
+    heldout = None
+    if training.evaluate_every_steps:
+        whole = PairOptions(**{**vars(options), "caption_dropout": 0.0})
+        heldout = PairSequences(
+            shards_of(processor, recipe, data.heldout_split), processor.layout, whole, shuffle=False
+        )
+    set_seed(training.seed)
+    model = load_model(recipe, processor)
+    positions = max_positions(model)
+    for part in [pairs, *([heldout] if heldout is not None else [])]:
+        if positions is not None:
+            part.check_length(positions)
+    tokenizer = processor.tokenizer
+    pad_id = processor.layout.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    grids = SampleGrids(processor, recipe.sampling, training.sample_every_steps, recipe.output_dir)
+    trainer = UnifiedTrainer(
+        model,
+        args,
+        pairs,
+        token_weights=data.loss_weights(),
+        keep_checkpoints=training.keep_checkpoints,
+        eval_dataset=heldout,
+        data_collator=PairCollator(pad_id, data.pad_to_multiple_of),
+        callbacks=[LogBeforeSaving(), ProgressFiles(recipe.output_dir), grids],
+    )
+    grids.trainer = trainer
+    return trainer
+
+
+def train(recipe: LMRecipe) -> Path:
+    """Run a recipe and return the folder of the trained model; every process calls this.
+
+    Raises:
+        ConfigError, ShardError, …: what a user can get wrong, each with field, value and rule.
+    """
+    processor = load_processor(recipe.model)  # before the arguments: under ZeRO-3 they shard whatever is loaded
+    args = training_arguments(recipe)
+    lock = RunLock(Path(recipe.output_dir)) if args.process_index == 0 else None
+    try:
+        if args.process_index == 0:
+            save_recipe(recipe, recipe.output_dir)
+        trainer = build_trainer(recipe, processor, args)
+        checkpoint = find_checkpoint(recipe)
+        if checkpoint is not None and args.process_index == 0:
+            logger.warning("resuming from %s", checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        facts = {"Steps": trainer.state.global_step, "Sequences a step": recipe.training.batch_size}
+        return save_final(trainer, processor, recipe, facts)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read a recipe and train; mistakes of the user end with one line and exit code 2."""
+    level = logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    with exit_on_user_error("mmlm.train"):
+        words = with_smoke(sys.argv[1:] if arguments is None else arguments)
+        recipe = parse_arguments(LMRecipe, words, program=PROGRAM, about=ABOUT)
+        final = train(recipe)
+        logger.info("the trained model is in %s", final)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

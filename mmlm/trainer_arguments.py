@@ -1,0 +1,124 @@
+"""A recipe as transformers' TrainingArguments: DeepSpeed, FSDP, precision and resuming come from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from transformers import TrainingArguments
+
+from mmlm.lm_recipe import LMRecipe
+from visual_tokenizer.registry import ConfigError
+
+ACCELERATE_PRECISION = "ACCELERATE_MIXED_PRECISION"
+
+
+def total_steps(recipe: LMRecipe, pictures: int) -> int:
+    """Return the optimizer steps of a run on so many training pictures."""
+    training = recipe.training
+    if training.max_steps is not None:
+        return training.max_steps
+    return max(1, round((training.epochs or 0) * pictures / training.batch_size))
+
+
+def per_device_batch_size(recipe: LMRecipe, processes: int) -> int:
+    """Return the sequences of one forward pass on one process.
+
+    Raises:
+        ConfigError: the batch does not divide so.
+    """
+    training = recipe.training
+    parts = processes * training.gradient_accumulation_steps
+    if training.batch_size % parts:
+        raise ConfigError(
+            f"training.batch_size must be a multiple of processes · gradient_accumulation_steps = "
+            f"{processes} · {training.gradient_accumulation_steps} = {parts}, got {training.batch_size}"
+        )
+    return training.batch_size // parts
+
+
+def training_arguments(recipe: LMRecipe) -> TrainingArguments:
+    """Return the arguments of a run; `max_steps` is still 1 where the recipe counts epochs.
+
+    Make them before the model: under ZeRO-3 `from_pretrained` shards the weights while it reads them, which
+    it knows from these arguments being alive.
+
+    Raises:
+        ConfigError: a batch that does not divide, or a DeepSpeed file that cannot be read.
+    """
+    training, optimizer = recipe.training, recipe.optimizer
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = per_device_batch_size(recipe, processes)
+    os.environ[ACCELERATE_PRECISION] = training.mixed_precision
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return TrainingArguments(
+        output_dir=recipe.output_dir,
+        max_steps=training.max_steps or 1,
+        per_device_train_batch_size=batch,
+        per_device_eval_batch_size=batch,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=optimizer.learning_rate,
+        adam_beta1=optimizer.betas[0],
+        adam_beta2=optimizer.betas[1],
+        adam_epsilon=optimizer.epsilon,
+        weight_decay=optimizer.weight_decay,
+        warmup_steps=optimizer.warmup_steps,
+        lr_scheduler_type=optimizer.schedule,
+        lr_scheduler_kwargs=optimizer.schedule_options,
+        max_grad_norm=optimizer.max_grad_norm,
+        bf16=training.mixed_precision == "bf16",
+        fp16=training.mixed_precision == "fp16",
+        torch_compile=training.compile,
+        seed=training.seed,
+        logging_strategy="steps",
+        logging_steps=training.log_every_steps,
+        logging_nan_inf_filter=False,  # it waits for the device at every step; the meter looks at every log
+        eval_strategy="steps" if training.evaluate_every_steps else "no",
+        eval_steps=training.evaluate_every_steps or None,
+        save_strategy="steps",
+        save_steps=training.checkpoint_every_steps,
+        save_total_limit=None,  # UnifiedTrainer removes old ones, once the new one is complete
+        report_to=training.report_to or "none",
+        deepspeed=read_deepspeed(training.deepspeed),
+        dataloader_num_workers=recipe.data.loader_workers,
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        use_cpu=on_cpu,
+        # Without an accelerator, accelerate sees the other processes only if the process group is named.
+        ddp_backend="gloo" if on_cpu and processes > 1 else None,
+        ddp_find_unused_parameters=False,
+        **_recomputation(training.gradient_checkpointing),
+    )
+
+
+def _recomputation(wanted: bool) -> dict[str, Any]:
+    """Return the arguments that turn gradient checkpointing on, by the name they have here."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if wanted else {}
+
+
+def read_deepspeed(path: str | None) -> dict[str, Any] | None:
+    """Return a DeepSpeed configuration; its "auto" values are filled in from the arguments.
+
+    Raises:
+        ConfigError: no such file, or no JSON object.
+    """
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise ConfigError(f"training.deepspeed: {path} does not exist; configurations are in recipes/deepspeed")
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"training.deepspeed: {path} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"training.deepspeed: {path} must hold a JSON object, got {type(config).__name__}")
+    return config

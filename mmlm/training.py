@@ -1,0 +1,159 @@
+"""UnifiedTrainer: transformers' Trainer with a loss for each kind of token and whole checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from mmlm.checkpoint_manifest import complete_checkpoint, discard_checkpoint, rotate_checkpoints
+from mmlm.data.pairs import IGNORED_LABEL, PADDING
+from mmlm.modality_loss import ModalityMeter, TokenWeights, shift_left, token_losses
+
+EVALUATION_PREFIX = "eval_"
+
+
+class LaunchError(ValueError):
+    """The processes were not launched as training needs it."""
+
+
+class UnifiedTrainer(Trainer):
+    """Trains any causal LM of transformers on batches of `input_ids`, `labels`, `token_kinds`, each (B, L).
+
+    The loss is the weighted mean over all trained tokens of an optimizer step: of every accumulated part and
+    every process. Rows of the vocabulary that stand for no token stay in the softmax, so that training
+    drives them down and tools that sample the whole vocabulary do not meet them.
+
+    Logged beside `loss`: `loss_image`, `loss_text`, `loss_structure` (unweighted means, nats a token),
+    `tokens_per_second` (tokens without padding, over all processes, without the time of evaluation, samples
+    and checkpoints), and the same with `eval_` for the held-out set.
+
+    Args:
+        model: the language model, or a peft model of it.
+        args: `save_total_limit` must be None: see `keep_checkpoints`.
+        train_dataset: read in order; `PairSequences` shuffles by itself.
+        token_weights: weight of each kind of token.
+        keep_checkpoints: complete checkpoints that are kept.
+        **kwargs: as of `Trainer`.
+
+    Raises:
+        LaunchError: one process sees several GPUs, which transformers would use by `DataParallel`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: TrainingArguments,
+        train_dataset: Dataset,
+        *,
+        token_weights: Mapping[str, float],
+        keep_checkpoints: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        if args.n_gpu > 1:
+            raise LaunchError(
+                f"one process sees {args.n_gpu} GPUs: start one process a GPU, `accelerate launch "
+                f"--multi_gpu --num_processes {args.n_gpu} -m mmlm.train …`, or show it one by "
+                "CUDA_VISIBLE_DEVICES"
+            )
+        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        # Tells Trainer that compute_loss divides by num_items_in_batch, so that it need not do so by parts.
+        self.model_accepts_loss_kwargs = True
+        self.token_weights = TokenWeights(token_weights)
+        self.keep_checkpoints = keep_checkpoints
+        self.train_meter = ModalityMeter(args.device)
+        self.evaluation_meter = ModalityMeter(args.device)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | None]:
+        """Return the parts of one optimizer step and the weight of their tokens over all processes."""
+        batches = []
+        for _ in range(num_batches):
+            try:
+                batches.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        if not batches:
+            return batches, None
+        total = torch.stack([self._weights(batch).sum() for batch in batches]).sum().to(device)
+        return batches, self.accelerator.reduce(total, reduction="sum")
+
+    def _weights(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the weight of each prediction of a batch, (B, L); place i predicts token i + 1."""
+        return self.token_weights(shift_left(batch["labels"], IGNORED_LABEL), shift_left(batch["token_kinds"], PADDING))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return this part's share of the weighted mean loss; in evaluation, the mean of the batch."""
+        outputs = model(input_ids=inputs["input_ids"], use_cache=False)
+        targets = shift_left(inputs["labels"], IGNORED_LABEL)
+        kinds = shift_left(inputs["token_kinds"], PADDING)
+        losses = token_losses(outputs.logits, targets)
+        weights = self.token_weights(targets, kinds)
+        if model.training and num_items_in_batch is not None:
+            self.train_meter.add(losses, targets, kinds)
+            # Gradients are averaged over processes, the loss is a sum over them: hence the factor.
+            loss = (losses * weights).sum() * (self.accelerator.num_processes / num_items_in_batch.clamp_min(1e-8))
+        else:
+            self.evaluation_meter.add(losses, targets, kinds)
+            loss = (losses * weights).sum() / weights.sum().clamp_min(1e-8)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the losses by kind and the token rate, then log as usual.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        prefix = EVALUATION_PREFIX if any(key.startswith(EVALUATION_PREFIX) for key in logs) else ""
+        if prefix or "loss" in logs:
+            meter = self.evaluation_meter if prefix else self.train_meter
+            means, mean, rate = meter.flush(self.accelerator, self.token_weights)
+            logs |= {f"{prefix}loss_{kind}": value for kind, value in means.items()}
+            if prefix:
+                logs[f"{prefix}loss"] = mean  # over tokens; Trainer's is over batches
+            else:
+                logs["tokens_per_second"] = round(rate, 1)
+        super().log(logs, start_time)
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Leave what happens inside out of `tokens_per_second`."""
+        begin = time.perf_counter()
+        yield
+        self.train_meter.pause(time.perf_counter() - begin)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as usual, off the clock."""
+        with self.off_the_clock():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, mark it as complete once all processes have written, and remove old ones."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with self.off_the_clock():
+            if self.args.should_save and folder.exists():  # what an interrupted run left
+                discard_checkpoint(folder)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                complete_checkpoint(folder)
+                rotate_checkpoints(Path(self.args.output_dir), self.keep_checkpoints)
+            self.accelerator.wait_for_everyone()

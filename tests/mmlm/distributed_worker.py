@@ -1,0 +1,54 @@
+"""One process of `test_distributed.py`: trains by a recipe and writes down what it saw."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mmlm.export import save_final
+from mmlm.lm_recipe import LMRecipe
+from mmlm.train import build_trainer, find_checkpoint, load_processor
+from mmlm.trainer_arguments import training_arguments
+from visual_tokenizer.recipe import read_recipe
+
+
+def main(recipe_file: str) -> None:
+    torch.set_num_threads(1)
+    recipe = read_recipe(LMRecipe, recipe_file, {})
+    processor = load_processor(recipe.model)
+    args = training_arguments(recipe)
+    trainer = build_trainer(recipe, processor, args)
+    seen: list[torch.Tensor] = []
+    compute_loss = trainer.compute_loss
+
+    def recording(model: Any, inputs: Any, **options: Any) -> Any:
+        if model.training:
+            seen.append(torch.nn.functional.pad(inputs["input_ids"], (0, 100 - inputs["input_ids"].shape[1])))
+        return compute_loss(model, inputs, **options)
+
+    trainer.compute_loss = recording  # type: ignore[method-assign]
+    checkpoint = find_checkpoint(recipe)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model = trainer.model_wrapped.eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.arange(40)[None], use_cache=False).logits
+    save_final(trainer, processor, recipe, {})
+    facts = {
+        "processes": torch.tensor(trainer.accelerator.num_processes),
+        "zero_stage": torch.tensor(
+            trainer.accelerator.deepspeed_config["zero_optimization"]["stage"] if trainer.is_deepspeed_enabled else 0
+        ),
+        "input_ids": torch.cat(seen),
+        "logits": logits.float().contiguous(),
+        "resumed": torch.tensor(checkpoint is not None),
+    }
+    save_file(facts, Path(recipe.output_dir) / f"rank-{args.process_index}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

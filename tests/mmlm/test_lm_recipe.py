@@ -1,0 +1,97 @@
+"""The recipe of a language model's training, and the entry point that reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmlm.lm_recipe import LMRecipe
+from mmlm.train import main, train
+from mmlm.trainer_arguments import per_device_batch_size, total_steps
+from visual_tokenizer.recipe import read_recipe
+from visual_tokenizer.registry import ConfigError
+
+
+def test_wrong_values_are_named() -> None:
+    data = {"source": {"type": "image_folder", "folder": "x"}, "shards_dir": "s"}
+    base = {"model": "m", "output_dir": "o", "data": data, "training": {"max_steps": 1}}
+    wrong = [
+        ({"data.caption_dropout": 1.5}, r"data\.caption_dropout must be in \[0, 1\], got 1\.5"),
+        ({"training.epochs": 2}, "either max_steps or epochs"),
+        ({"training.mixed_precision": "bfloat"}, r"training\.mixed_precision must be one of no, bf16, fp16"),
+        ({"optimizer.schedule": "cosin"}, r"optimizer\.schedule must be one of"),
+        ({"training.parameter_dtype": "bfloat16"}, "float32 where all weights are trained"),
+        ({"lora.rank": -1}, r"lora\.rank must be 0 or more"),
+        ({"training.max_step": 3}, "unknown key 'max_step'.*Did you mean 'max_steps'"),
+    ]
+    for changes, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            read_recipe(LMRecipe, None, {**json.loads(json.dumps(base)), **changes})
+
+
+def test_batches_divide_and_epochs_count(recipe_fields: dict[str, Any], make_recipe: Callable[..., LMRecipe]) -> None:
+    recipe = make_recipe(recipe_fields, training__batch_size=8, training__gradient_accumulation_steps=2)
+    assert per_device_batch_size(recipe, 2) == 2
+    with pytest.raises(ConfigError, match="multiple of processes"):
+        per_device_batch_size(recipe, 3)
+    epochs = make_recipe(recipe_fields, training__max_steps=None, training__epochs=2.5)
+    assert total_steps(epochs, 24) == 15
+
+
+def test_mistakes_end_with_one_line_and_code_2(recipe_fields: dict[str, Any], tmp_path: Path) -> None:
+    arguments = [f"--{key}={json.dumps(value)}" for key, value in recipe_fields.items()]
+    for extra in (
+        "--training.max_stepz=3",
+        f"--model={tmp_path}",
+        "--training.deepspeed=none.json",
+        "--training.batch_size=0",
+    ):
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, extra])
+        assert end.value.code == 2
+
+
+def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "accelerate launch --use_deepspeed" in text
+    for name in ("--data.caption_dropout", "--lora.rank", "--training.deepspeed", "--data.source.type"):
+        assert name in text
+
+
+def test_every_field_of_the_recipe_is_read(
+    recipe_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_recipe: Callable[..., LMRecipe]
+) -> None:
+    recipe = make_recipe(
+        recipe_fields, lora={"rank": 2}, training__sample_every_steps=1, training__evaluate_every_steps=1
+    )
+    recipe.data.shards_dir = str(tmp_path / "shards")
+    recipe.training.max_steps = 1
+    sections = [recipe, recipe.data, recipe.optimizer, recipe.training, recipe.sampling, recipe.lora]
+    read: set[tuple[type, str]] = set()
+    for section in sections:
+        cls = type(section)
+
+        def recording(self: Any, name: str, cls: type = cls) -> Any:
+            read.add((cls, name))
+            return object.__getattribute__(self, name)
+
+        monkeypatch.setattr(cls, "__getattribute__", recording, raising=False)
+    # writing a recipe out reads every field, which proves nothing
+    for module in ("mmlm.train", "mmlm.export"):
+        monkeypatch.setattr(f"{module}.save_recipe", lambda recipe, folder: None)
+    train(recipe)
+    unread = {
+        f"{type(section).__name__}.{field.name}"
+        for section in sections
+        for field in dataclasses.fields(section)
+        if (type(section), field.name) not in read
+    }
+    assert unread == {"LMRecipe.smoke", "TrainingSection.epochs"}, "smoke is for tests, epochs was not given"

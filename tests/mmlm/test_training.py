@@ -1,0 +1,152 @@
+"""Training in one process: the loss, the logs, and what a run leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from mmlm.checkpoint_manifest import list_checkpoints, newest_complete
+from mmlm.data.pairs import PairCollator
+from mmlm.lm_recipe import LMRecipe
+from mmlm.modality_loss import DivergedError, TokenWeights, shift_left, token_losses
+from mmlm.processing import MultimodalProcessor
+from mmlm.train import build_trainer, load_processor, train
+from mmlm.trainer_arguments import training_arguments
+from visual_tokenizer.recipe import read_recipe
+from visual_tokenizer.run_folder import StepLog
+
+
+def test_token_losses_equal_plain_cross_entropy_in_one_piece_and_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 7, 11, requires_grad=True)
+    targets = torch.randint(0, 11, (3, 7))
+    targets[0, 4:] = -100
+    plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(3, 7)
+    (expected,) = torch.autograd.grad(plain.sum(), logits)
+    for at_a_time in (2**27, 44):
+        monkeypatch.setattr("mmlm.modality_loss.LOGITS_AT_A_TIME", at_a_time)
+        found = token_losses(logits, targets)
+        assert torch.allclose(found, plain)
+        assert torch.allclose(torch.autograd.grad(found.sum(), logits)[0], expected, atol=1e-6)
+    assert (plain[0, 4:] == 0).all()
+
+
+def test_loss_is_the_weighted_mean_over_the_tokens_and_equals_transformers(
+    recipe_fields: dict[str, Any], tmp_path: Path, make_recipe: Callable[..., LMRecipe]
+) -> None:
+    recipe = make_recipe(recipe_fields)
+    trainer = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+    batch = PairCollator(pad_id=3)([trainer.train_dataset[position] for position in range(4)])
+    model = trainer.model.eval()
+    plain = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+    assert torch.allclose(trainer.compute_loss(model, dict(batch)), plain, rtol=1e-5)
+
+    trainer.token_weights = TokenWeights({"text": 2.0, "image": 1.0, "structure": 0.0})
+    targets, kinds = shift_left(batch["labels"], -100), shift_left(batch["token_kinds"], -1)
+    losses = token_losses(model(input_ids=batch["input_ids"]).logits, targets)
+    weights = torch.zeros_like(losses)
+    weights[(kinds == 0) & (targets >= 0)] = 2.0
+    weights[(kinds == 1) & (targets >= 0)] = 1.0
+    expected = (losses * weights).sum() / weights.sum()
+    assert torch.allclose(trainer.compute_loss(model, dict(batch)), expected, rtol=1e-5)
+
+
+def test_padding_does_not_change_the_loss(recipe_fields: dict[str, Any], make_recipe: Callable[..., LMRecipe]) -> None:
+    recipe = make_recipe(recipe_fields)
+    trainer = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+    items = [trainer.train_dataset[position] for position in range(4)]
+    model = trainer.model.eval()
+    tight, wide = (trainer.compute_loss(model, PairCollator(3, multiple)(items)) for multiple in (1, 64))
+    assert torch.allclose(tight, wide, rtol=1e-5)
+
+
+def test_accumulation_gives_the_same_run(
+    recipe_fields: dict[str, Any], tmp_path: Path, make_recipe: Callable[..., LMRecipe], losses_of: Callable[..., Any]
+) -> None:
+    """Parts have unequal numbers of tokens, so a mean of means would differ."""
+    whole = make_recipe(recipe_fields, output_dir=str(tmp_path / "whole"))
+    parts = make_recipe(recipe_fields, output_dir=str(tmp_path / "parts"), training__gradient_accumulation_steps=4)
+    for recipe in (whole, parts):
+        train(recipe)
+    for (_, one), (_, other) in zip(losses_of(tmp_path / "whole"), losses_of(tmp_path / "parts"), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_run_learns_and_leaves_an_ordinary_checkpoint(
+    recipe_fields: dict[str, Any], tmp_path: Path, make_recipe: Callable[..., LMRecipe]
+) -> None:
+    recipe = make_recipe(
+        recipe_fields,
+        training__max_steps=30,
+        training__sample_every_steps=15,
+        training__evaluate_every_steps=15,
+        training__checkpoint_every_steps=10,
+        sampling__prompts=["a red apple", "a blue car"],
+    )
+    final = train(recipe)
+    run = tmp_path / "run"
+    assert final == run / "final"
+    lines = StepLog(run).read()
+    first, last = lines[0], [line for line in lines if "loss_image" in line][-1]
+    assert last["loss"] < first["loss"] - 0.5
+    for name in ("loss_image", "loss_text", "loss_structure"):
+        assert 0 < last[name] < 10
+    assert last["tokens_per_second"] > 0
+    evaluation = [line for line in lines if "eval_loss" in line]
+    assert [line["step"] for line in evaluation] == [15, 30]
+    assert evaluation[1]["eval_loss_image"] < evaluation[0]["eval_loss_image"]
+    assert (run / "plots" / "loss.png").stat().st_size > 1000
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [
+        "step-00000015.png",
+        "step-00000030.png",
+    ]
+    assert [path.name for path in list_checkpoints(run)] == ["checkpoint-20", "checkpoint-30"]
+    assert not list(run.glob(".*")), "nothing unfinished is left"
+    assert not (run / "run.lock").exists()
+
+    model = AutoModelForCausalLM.from_pretrained(final)
+    processor = MultimodalProcessor.from_pretrained(final)
+    processor.check_model(model)
+    assert type(model) is LlamaForCausalLM
+    newest = AutoModelForCausalLM.from_pretrained(run / "checkpoint-30")
+    ids = torch.arange(40)[None]
+    assert torch.equal(model(ids).logits, newest(ids).logits)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    card = (final / "README.md").read_text()
+    assert processor.codec_hash in card
+    assert "image_folder" in card
+    assert read_recipe(LMRecipe, final / "recipe.yaml", {}) == recipe
+
+
+def test_sampling_does_not_disturb_the_run(
+    recipe_fields: dict[str, Any], tmp_path: Path, make_recipe: Callable[..., LMRecipe], losses_of: Callable[..., Any]
+) -> None:
+    fields = {**recipe_fields, "sampling.prompts": ["a red apple"]}
+    train(make_recipe(fields, output_dir=str(tmp_path / "plain")))
+    train(make_recipe(fields, output_dir=str(tmp_path / "drawing"), training__sample_every_steps=2))
+    assert losses_of(tmp_path / "plain") == losses_of(tmp_path / "drawing")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(
+    recipe_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_recipe: Callable[..., LMRecipe]
+) -> None:
+    recipe = make_recipe(recipe_fields, training__checkpoint_every_steps=2)
+    trainer = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+    taken = trainer.compute_loss
+
+    def broken(model: Any, inputs: Any, **options: Any) -> Any:
+        if trainer.state.global_step == 3:
+            with torch.no_grad():
+                next(model.parameters()).fill_(float("nan"))
+        return taken(model, inputs, **options)
+
+    monkeypatch.setattr(trainer, "compute_loss", broken)
+    with pytest.raises(DivergedError, match=r"not finite: lower optimizer\.learning_rate"):
+        trainer.train()
+    assert newest_complete(tmp_path / "run")[0].name == "checkpoint-2"

@@ -1,0 +1,239 @@
+"""Batches of pixels. The order of samples and their augmentation are pure functions of (seed, epoch).
+
+A resumed run therefore continues exactly: set the epoch on the loader, then skip the batches already seen
+(`accelerate.skip_first_batches`). After `accelerator.prepare`, call `set_epoch(epoch)` on the *prepared*
+loader, which otherwise starts at epoch 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from visual_tokenizer.data.sources.base import DataSourceError, Source
+from visual_tokenizer.data.streaming import StreamCollator, StreamedRows
+from visual_tokenizer.data.transforms import (
+    TransformConfig,
+    bytes_to_pixels,
+    flips,
+    resize_and_crop,
+    to_bytes,
+    uniforms,
+)
+
+DEFAULT_CACHE_MEGABYTES = 2048
+
+
+class SampleKey(NamedTuple):
+    """One draw of a sample. It carries the epoch, so that loader workers need no other word of it."""
+
+    epoch: int
+    sample: int
+
+
+class EpochSampler(Sampler[SampleKey]):
+    """Each sample once an epoch, in an order that depends on (seed, epoch) alone.
+
+    Args:
+        length: number of samples.
+        seed: seed of the order.
+        shuffle: permute; else 0, 1, 2, …
+    """
+
+    def __init__(self, length: int, seed: int = 0, shuffle: bool = True) -> None:
+        self.length = length
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.epoch = epoch
+
+    def order(self) -> Tensor:
+        """Return the int64 indices (length,) of the current epoch."""
+        if not self.shuffle:
+            return torch.arange(self.length)
+        digest = hashlib.blake2b(f"order/{self.seed}/{self.epoch}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        return torch.randperm(self.length, generator=generator)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        epoch = self.epoch
+        for index in self.order().tolist():
+            yield SampleKey(epoch, index)
+
+
+def pixel_table(rows: datasets.Dataset, image_size: int, transform: TransformConfig | None = None) -> Tensor:
+    """Decode a whole map-style split to uint8 (N, 3, image_size, image_size).
+
+    Args:
+        rows: what `Source.load` returns.
+        image_size: side in pixels.
+        transform: its filter is used; the crop is the centre.
+    """
+    filter_name = (transform or TransformConfig()).resize_filter
+    centered = TransformConfig(resize_filter=filter_name)
+    table = torch.empty((len(rows), 3, image_size, image_size), dtype=torch.uint8)
+    for start in range(0, len(rows), 64):
+        images = rows[start : start + 64]["image"]
+        for offset, image in enumerate(images):
+            square = resize_and_crop(image, image_size, centered, (0.0, 0.0, 0.0, 0.0))
+            table[start + offset] = to_bytes(square)
+    return table
+
+
+class PixelDataset(Dataset):
+    """Map-style samples `{"pixels": float32 (3, H, W) in [-1, 1], "index": int, "caption": str}`.
+
+    With a centre crop, and if all pictures fit in `cache_megabytes`, they are decoded once to a uint8 table.
+
+    Args:
+        rows: what `Source.load` returns for a map-style source.
+        image_size: side of the square in pixels.
+        transform: resize, crop, flip.
+        seed: seed of the augmentation.
+        cache_megabytes: budget of the table in 10⁶ bytes; 0 for none.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        image_size: int,
+        transform: TransformConfig | None = None,
+        seed: int = 0,
+        cache_megabytes: float = DEFAULT_CACHE_MEGABYTES,
+    ) -> None:
+        self.rows = rows
+        self.image_size = image_size
+        self.transform = transform or TransformConfig()
+        self.seed = seed
+        self.table: Tensor | None = None
+        self.captions: list[str] | None = None
+        if self.transform.crop == "center" and len(rows) * 3 * image_size**2 <= cache_megabytes * 1e6:
+            self.table = pixel_table(rows, image_size, self.transform)
+            self.captions = _captions(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: SampleKey | int) -> dict[str, Any]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[SampleKey | int]) -> list[dict[str, Any]]:
+        """Fetch a batch at once; a plain int is a sample of epoch 0."""
+        draws = [key if isinstance(key, tuple) else SampleKey(0, int(key)) for key in keys]
+        indices = [index for _, index in draws]
+        chances = [uniforms(self.seed, epoch, index) for epoch, index in draws]
+        if self.table is not None and self.captions is not None:
+            values = self.table[torch.tensor(indices)]
+            captions = [self.captions[index] for index in indices]
+        else:
+            batch = self.rows[indices]
+            squares = [
+                resize_and_crop(image, self.image_size, self.transform, chance)
+                for image, chance in zip(batch["image"], chances, strict=True)
+            ]
+            values = torch.stack([to_bytes(square) for square in squares])
+            captions = batch["caption"]
+        pixels = bytes_to_pixels(values)
+        for position, chance in enumerate(chances):
+            if flips(self.transform, chance):
+                pixels[position] = pixels[position].flip(-1)
+        return [
+            {"pixels": pixels[position], "index": index, "caption": captions[position]}
+            for position, index in enumerate(indices)
+        ]
+
+
+def _captions(rows: datasets.Dataset) -> list[str]:
+    texts = rows.with_format(None)["caption"][:] if "caption" in rows.column_names else [""] * len(rows)
+    return [(text[0] if text else "") if isinstance(text, list) else str(text or "") for text in texts]
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples to `{"pixels": (B, 3, H, W), "index": int64 (B,), "caption": list[str]}`."""
+    return {
+        "pixels": torch.stack([sample["pixels"] for sample in samples]),
+        "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
+        "caption": [sample["caption"] for sample in samples],
+    }
+
+
+def build_loader(
+    source: Source,
+    split: str,
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int = 0,
+    epoch: int = 0,
+    transform: TransformConfig | None = None,
+    num_workers: int = 0,
+    shuffle: bool = True,
+    drop_last: bool | None = None,
+    cache_megabytes: float = DEFAULT_CACHE_MEGABYTES,
+    shuffle_buffer: int = 1024,
+) -> DataLoader:
+    """Return a loader of the batches of `collate`.
+
+    Pass it through `accelerator.prepare` to divide it among processes; a streamed source needs
+    `DataLoaderConfiguration(dispatch_batches=False)`: then each rank reads all rows and decodes its own.
+
+    Args:
+        source: a built source.
+        split: "train", "heldout" or "all".
+        image_size: side of the square in pixels.
+        batch_size: pictures a process.
+        seed: seed of order and augmentation.
+        epoch: first epoch.
+        transform: resize, crop, flip.
+        num_workers: loader processes; unused while all pictures are in memory.
+        shuffle: permute the samples; a stream is shuffled within `shuffle_buffer` rows and by shards.
+        drop_last: leave out an incomplete batch; None: when shuffling.
+        cache_megabytes: memory for decoded pictures, see `PixelDataset`.
+        shuffle_buffer: rows a worker holds to shuffle a stream.
+
+    Raises:
+        DataSourceError: the split is empty, or smaller than one batch while `drop_last`.
+    """
+    transform = transform or TransformConfig()
+    drop_last = shuffle if drop_last is None else drop_last
+    rows = source.load_encoded(split)
+    if isinstance(rows, datasets.IterableDataset):
+        stream = StreamedRows(rows, seed=seed, shuffle=shuffle, shuffle_buffer=shuffle_buffer)
+        stream.set_epoch(epoch)
+        return DataLoader(
+            stream,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            collate_fn=StreamCollator(source, image_size, transform, seed, collate),
+        )
+    if len(rows) == 0 or (drop_last and len(rows) < batch_size):
+        raise DataSourceError(
+            f"{source.config.type}: the split '{split}' has {len(rows)} pictures, too few for batch_size={batch_size}"
+        )
+    dataset = PixelDataset(source.decoded(rows), image_size, transform, seed, cache_megabytes)
+    sampler = EpochSampler(len(dataset), seed, shuffle)
+    sampler.set_epoch(epoch)
+    workers = 0 if dataset.table is not None else num_workers
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=drop_last,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=collate,
+    )

@@ -1,0 +1,77 @@
+"""Bring the columns of any `datasets` table to the ones that a source reads."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from visual_tokenizer.data.sources.base import DataSourceError
+
+
+def to_rows(
+    table: datasets.Dataset | datasets.IterableDataset,
+    *,
+    image_column: str,
+    caption_column: str | None,
+    key_column: str | None,
+    where: str,
+) -> Any:
+    """Return `table` with the columns `image` (encoded), `caption`, `key`.
+
+    Without a key column a map-style row's key is its number, a streamed row's the hash of its picture.
+
+    Raises:
+        DataSourceError: a column is missing; `where` names the source.
+    """
+    names = table.column_names
+    wanted = {"image_column": image_column, "caption_column": caption_column, "key_column": key_column}
+    for field, column in wanted.items():
+        if column is not None and names is not None and column not in names:
+            raise DataSourceError(f"{where}: {field} is '{column}', but the columns are {', '.join(names)}")
+    streaming = isinstance(table, datasets.IterableDataset)
+    table = table.cast_column(image_column, datasets.Image(decode=False))
+    label = None if caption_column is None else (table.features or {}).get(caption_column)
+    label = label if isinstance(label, datasets.ClassLabel) else None
+    if streaming:
+        return table.map(
+            _stream_row,
+            fn_kwargs={"image": image_column, "caption": caption_column, "key": key_column, "label": label},
+            remove_columns=names,
+        )
+    count = len(table)
+    captions: Any = [""] * count if caption_column is None else table[caption_column][:]
+    if label is not None:
+        captions = [_label_name(label, value) for value in captions]
+    keys = [f"{row:09d}" for row in range(count)] if key_column is None else [str(k) for k in table[key_column][:]]
+    images = table.select_columns([image_column])
+    if image_column != "image":
+        images = images.rename_column(image_column, "image")
+    texts = datasets.Dataset.from_dict({"caption": captions, "key": keys})
+    return datasets.concatenate_datasets([images, texts], axis=1)
+
+
+def _label_name(label: datasets.ClassLabel, value: int | None) -> str:
+    return "" if value is None or value < 0 else label.int2str(value)
+
+
+def _stream_row(
+    row: dict[str, Any], image: str, caption: str | None, key: str | None, label: datasets.ClassLabel | None
+) -> dict[str, Any]:
+    text: Any = "" if caption is None else row[caption]
+    encoded = row[image] or {"bytes": b"", "path": None}
+    return {
+        "image": encoded,
+        "caption": text if label is None else _label_name(label, text),
+        "key": _content_key(encoded) if key is None else str(row[key]),
+    }
+
+
+def _content_key(encoded: dict[str, Any]) -> str:
+    content = encoded["bytes"]
+    if content is None:
+        path = encoded["path"]
+        content = Path(path).read_bytes() if path and Path(path).is_file() else str(path).encode()
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,111 @@
+"""Batches of a streamed source: rows travel encoded and are decoded when a batch is put together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import IterableDataset
+
+from visual_tokenizer.data.decoding import TooManyUnreadableError, UnreadableImageError
+from visual_tokenizer.data.sources.base import Source
+from visual_tokenizer.data.transforms import (
+    TransformConfig,
+    bytes_to_pixels,
+    flips,
+    resize_and_crop,
+    to_bytes,
+    uniforms,
+)
+
+
+class StreamedRows(IterableDataset):
+    """Encoded rows of a stream, and the epoch; a rank passes over other ranks' rows without decoding them.
+
+    Args:
+        rows: what `Source.load_encoded` returns for a streamed source; loader workers divide its shards.
+        seed: seed of the order.
+        shuffle: shuffle shards, and rows within `shuffle_buffer`.
+        shuffle_buffer: rows held to shuffle.
+    """
+
+    def __init__(self, rows: datasets.IterableDataset, seed: int, shuffle: bool, shuffle_buffer: int) -> None:
+        self.rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle else rows
+        # in shared memory, so that loader workers that live on see a new epoch
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self._epoch[0] = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        epoch = int(self._epoch)
+        self.rows.set_epoch(epoch)
+        for row in self.rows:
+            yield {**row, "epoch": epoch}
+
+
+class StreamCollator:
+    """Decodes the rows of a batch; a bad picture is replaced by the next readable one of its batch.
+
+    Replacing keeps batches full and equally many on all ranks. `index` is a hash of the sample's key, because
+    a stream has no positions.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        image_size: int,
+        transform: TransformConfig,
+        seed: int,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    ) -> None:
+        self.source = source
+        self.image_size = image_size
+        self.transform = transform
+        self.seed = seed
+        self.collate = collate
+        self._last_readable: Any = None
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the collated batch.
+
+        Raises:
+            TooManyUnreadableError: the share of bad pictures is too large, or none was readable so far.
+        """
+        samples = [self._sample(row) for row in rows]
+        readable = [sample for sample in samples if sample is not None]
+        if readable:
+            self._last_readable = readable[-1]
+        elif self._last_readable is None:
+            raise TooManyUnreadableError(
+                f"none of the first {len(rows)} pictures is readable; reasons: {self.source.report.reasons}"
+            )
+        stand_in: dict[str, Any] = readable[0] if readable else self._last_readable
+        filled = []
+        for sample in reversed(samples):  # from the end, so that the stand-in is the next readable one
+            stand_in = stand_in if sample is None else sample
+            filled.append(stand_in)
+        return self.collate(filled[::-1])
+
+    def _sample(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            decoded = self.source.decode(row)
+            self.source.report.readable()
+        except UnreadableImageError as error:
+            self.source.report.skip(error)
+            return None
+        index = key_number(row["key"])
+        chance = uniforms(self.seed, row["epoch"], index)
+        pixels = bytes_to_pixels(to_bytes(resize_and_crop(decoded["image"], self.image_size, self.transform, chance)))
+        if flips(self.transform, chance):
+            pixels = pixels.flip(-1)
+        return {"pixels": pixels, "index": index, "caption": decoded["caption"]}
+
+
+def key_number(key: str) -> int:
+    """Return 63 bits of a hash of the key."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1

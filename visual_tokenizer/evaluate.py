@@ -1,0 +1,188 @@
+"""Entry point: `accelerate launch -m visual_tokenizer.evaluate --model DIR`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
+from visual_tokenizer.evaluation import METRICS, bits_per_picture, evaluate_reconstruction, reconstruct
+from visual_tokenizer.metrics.base import NoDataError
+from visual_tokenizer.modeling import CheckpointMismatchError, VisualTokenizer
+from visual_tokenizer.plots import reconstruction_grid, save_picture
+from visual_tokenizer.processes import FirstProcessError, build_accelerator, on_first_process
+from visual_tokenizer.recipe import parse_arguments, provenance
+from visual_tokenizer.registry import closest
+from visual_tokenizer.train import USER_ERRORS
+from visual_tokenizer.training_data import heldout_batches
+from visual_tokenizer.training_recipe import DataSection
+
+PROGRAM = "python -m visual_tokenizer.evaluate"
+
+ABOUT = """\
+Measure how well a visual tokenizer reconstructs a set of pictures. Pictures come from the recipe.yaml beside the
+weights unless --data says otherwise. The result does not depend on the number of processes or the batch size.
+
+Examples:
+  accelerate launch -m visual_tokenizer.evaluate --model runs/openmoji/final
+  python -m visual_tokenizer.evaluate --model DIR --split all \\
+    --data.source.type image_folder --data.source.folder pictures
+  python -m visual_tokenizer.evaluate --model DIR --metrics "[psnr, ssim]" --output results.json"""
+
+
+@dataclass(kw_only=True)
+class EvaluationRecipe:
+    """What is measured, on what."""
+
+    model: str
+    """Folder or hub name of a visual tokenizer."""
+
+    data: DataSection = field(default_factory=DataSection)
+    """Pictures; by default those of the recipe.yaml in the folder of the model. The crop is the centre."""
+
+    split: str = "heldout"
+    """train, heldout or all."""
+
+    image_size: int | None = None
+    """Side of a picture in pixels; null: the nominal size of the model."""
+
+    max_pictures: int | None = None
+    """At most so many pictures of the split; null for all."""
+
+    batch_size: int = 32
+    """Pictures of one pass on one process; 1 or more."""
+
+    metrics: list[str] = field(default_factory=lambda: sorted(METRICS))
+    """What is measured beside the use of the codebook, which always is."""
+
+    sample_pictures: int = 32
+    """Pictures on the grid beside the results; 0 for no grid."""
+
+    output: str | None = None
+    """JSON file of the results; null: `evaluation-SPLIT.json` in the folder of the model. The grid is beside it."""
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        for name in ("image_size", "max_pictures", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if self.sample_pictures < 0:
+            raise ValueError(f"sample_pictures must be 0 or more, got {self.sample_pictures}")
+        for name in self.metrics:
+            if name not in METRICS:
+                known = list(METRICS)
+                raise ValueError(f"metrics must be of {', '.join(known)}, got '{name}'.{closest(name, known)}")
+        if self.output is None and not Path(self.model).is_dir():
+            raise ValueError(f"output must name a file, because the model {self.model!r} is no folder here")
+
+
+def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
+    """Measure, write the JSON file and the grid, and return what the file holds.
+
+    Raises:
+        CheckpointMismatchError: the model's weights don't fit its config.
+        DataSourceError: no such pictures.
+        NoDataError: the split has too few pictures.
+        ResolutionError: `image_size` is one the model can't take.
+    """
+    accelerator = build_accelerator()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    tokenizer = VisualTokenizer.from_pretrained(recipe.model, dtype=torch.float32).eval()
+    tokenizer.to(accelerator.device)
+    image_size = recipe.image_size or tokenizer.config.image_size
+    grid = tokenizer.token_grid(image_size, image_size)
+    source = SourceConfig.family.build(recipe.data.source)
+
+    def pictures(batch_size: int, most: int | None, process: int = 0, processes: int = 1) -> Any:
+        sizes = {"image_size": image_size, "batch_size": batch_size, "max_pictures": most}
+        return heldout_batches(source, recipe.split, recipe.data, process=process, processes=processes, **sizes)
+
+    batches = pictures(recipe.batch_size, recipe.max_pictures, accelerator.process_index, accelerator.num_processes)
+    results = evaluate_reconstruction(tokenizer, batches, recipe.metrics, accelerator.device)
+    # Not in the report: processes and batch size, which change nothing.
+    protocol = {
+        "split": recipe.split,
+        "source": recipe.data.source.to_dict(),
+        "resize_filter": recipe.data.transform.resize_filter,
+        "crop": "center",
+        "image_size": image_size,
+        "pictures": int(results["codebook_tokens"]) // (math.prod(grid) * tokenizer.num_codebooks),
+        "reconstruction": "decode(encode(pixels)), clamped and rounded to 8 bits",
+        "arithmetic": "float32",
+        "metrics": {name: _first_line(METRICS[name]) for name in recipe.metrics},
+    }
+    report = {
+        "model": recipe.model,
+        "metrics": results,
+        "tokens_per_picture": math.prod(grid) * tokenizer.num_codebooks,
+        "codebook_size": tokenizer.codebook_size,
+        "bits_per_picture": bits_per_picture(tokenizer, image_size),
+        "protocol": protocol,
+        **provenance(),
+    }
+    output = Path(recipe.output or Path(recipe.model) / f"evaluation-{recipe.split}.json")
+
+    def write() -> None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+        beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, output)
+        if recipe.sample_pictures:
+            samples = next(pictures(recipe.sample_pictures, recipe.sample_pictures))
+            pixels = samples["pixels"].to(accelerator.device)
+            _, reconstruction = reconstruct(tokenizer, pixels)
+            save_picture(reconstruction_grid(pixels, reconstruction), output.with_suffix(".png"))
+
+    on_first_process(accelerator, write)
+    if accelerator.is_main_process:
+        print(json.dumps({"metrics": results, "written": str(output)}, indent=1))
+    accelerator.end_training()
+    return report
+
+
+def _first_line(metric: Any) -> str:
+    return (metric.__doc__ or "").strip().splitlines()[0]
+
+
+def with_data_of_model(arguments: Sequence[str]) -> list[str]:
+    """Put the `data` of the recipe.yaml beside the weights before the arguments, which override it."""
+    words = list(arguments)
+    model = None
+    for index, word in enumerate(words):
+        name, is_one_word, value = word.partition("=")
+        if name == "--model":
+            model = value if is_one_word else "".join(words[index + 1 : index + 2])
+    recipe = Path(model or "") / "recipe.yaml"
+    if model is None or not recipe.is_file():
+        return words
+    data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data", {})
+    return [f"--data={json.dumps(data)}", *words]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate by the command line's arguments; return 0, or 2 where the user has to put something right."""
+    try:
+        words = with_data_of_model(sys.argv[1:] if arguments is None else arguments)
+        evaluate(parse_arguments(EvaluationRecipe, words, program=PROGRAM, about=ABOUT))
+    except FirstProcessError:
+        return 2
+    except (*USER_ERRORS, NoDataError, CheckpointMismatchError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

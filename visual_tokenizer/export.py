@@ -1,0 +1,71 @@
+"""The folder `final/` of a run: everything a user loads, complete or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visual_tokenizer.checkpoints import sync_folder
+from visual_tokenizer.data.transforms import RESIZE_FILTERS
+from visual_tokenizer.model_card import model_card
+from visual_tokenizer.processes import on_first_process
+from visual_tokenizer.processing import VisualTokenizerImageProcessor
+from visual_tokenizer.recipe import save_recipe
+
+if TYPE_CHECKING:
+    from visual_tokenizer.training import TokenizerTrainer
+
+
+def export_tokenizer(trainer: TokenizerTrainer) -> Path:
+    """Write `final/`: weights, configs, recipe, model card and a grid of samples; an earlier one is replaced."""
+    target = trainer.folder / "final"
+    on_first_process(trainer.accelerator, lambda: str(_write(trainer, target)))
+    trainer.say(f"saved {target}")
+    return target
+
+
+def _write(trainer: TokenizerTrainer, target: Path) -> Path:
+    recipe = trainer.recipe
+    beside = target.with_name(f".final.{uuid.uuid4().hex}")
+    try:
+        trainer.exported.save_pretrained(beside)
+        side = {"height": recipe.image_size, "width": recipe.image_size}
+        resample = RESIZE_FILTERS[recipe.data.transform.resize_filter]
+        VisualTokenizerImageProcessor(size=side, resample=resample).save_pretrained(beside)
+        save_recipe(recipe, beside)
+        grids = sorted((trainer.folder / "samples").glob("step-*.png"))
+        if grids:
+            shutil.copyfile(grids[-1], beside / "samples.png")
+        card = model_card(
+            trainer.exported,
+            recipe,
+            _last_metrics(trainer),
+            attribution=trainer.source.attribution,
+            steps=trainer.step,
+        )
+        card.save(beside / "README.md")
+        for path in beside.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        if target.exists():
+            old = target.with_name(f".final.{uuid.uuid4().hex}")
+            os.rename(target, old)
+            os.rename(beside, target)
+            shutil.rmtree(old)
+        else:
+            os.rename(beside, target)
+        sync_folder(trainer.folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target
+
+
+def _last_metrics(trainer: TokenizerTrainer) -> dict[str, float]:
+    """Return the newest evaluation of the log, which an earlier part of the run may have written."""
+    found: dict[str, float] = {}
+    for entry in trainer.log.read():
+        found |= {name.removeprefix("heldout/"): value for name, value in entry.items() if name.startswith("heldout/")}
+    return found

@@ -1,0 +1,88 @@
+"""How much of a codebook the data uses, and how evenly."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from visual_tokenizer.metrics.base import Metric, NoDataError
+
+
+def count_indices(indices: Tensor, codebook_size: int, num_codebooks: int = 1) -> Tensor:
+    """Return how often each index occurs, (num_codebooks, codebook_size) int64.
+
+    Args:
+        indices: integers in [0, codebook_size): any shape for one codebook, (..., num_codebooks) for several.
+
+    Raises:
+        ValueError: an index is out of range, or the last dimension is not `num_codebooks`.
+    """
+    if num_codebooks > 1 and indices.shape[-1:] != (num_codebooks,):
+        raise ValueError(f"indices must end in num_codebooks = {num_codebooks}, got shape {tuple(indices.shape)}")
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise ValueError(f"indices must be integers, got {indices.dtype}")
+    flat = indices.detach().reshape(-1, num_codebooks).long()
+    if flat.numel():
+        low, high = (int(bound) for bound in torch.aminmax(flat))
+        if low < 0 or high >= codebook_size:
+            raise ValueError(f"indices must lie in 0..{codebook_size - 1}, got {low}..{high}")
+    # Codebook c counts in its own stretch [c K, (c + 1) K), so one pass serves all.
+    offsets = torch.arange(num_codebooks, device=flat.device) * codebook_size
+    counts = torch.bincount((flat + offsets).flatten(), minlength=num_codebooks * codebook_size)
+    return counts.view(num_codebooks, codebook_size)
+
+
+def codebook_statistics(counts: Tensor) -> dict[str, float]:
+    """Return usage, perplexity, entropy and dead codes of (num_codebooks, codebook_size) `counts`.
+
+    With several codebooks, `codebook_dead` is the total and the others are means over codebooks.
+
+    Returns:
+        `codebook_usage`: fraction of codes that occur at least once, in (0, 1];
+        `codebook_entropy_bits`: -sum p log2 p, in [0, log2 codebook_size];
+        `codebook_perplexity`: 2^entropy, in [1, codebook_size];
+        `codebook_dead`: codes that never occur;
+        `codebook_tokens`: indices counted.
+    """
+    counts = counts.double()
+    shares = counts / counts.sum(1, keepdim=True)
+    entropy = torch.special.entr(shares).sum(1) / math.log(2)
+    return {
+        "codebook_usage": (counts > 0).double().mean().item(),
+        "codebook_entropy_bits": entropy.mean().item(),
+        "codebook_perplexity": torch.exp2(entropy).mean().item(),
+        "codebook_dead": float((counts == 0).sum()),
+        "codebook_tokens": counts.sum().item(),
+    }
+
+
+class CodebookUsage(Metric):
+    """Usage of a codebook over a data set, exact at any codebook size.
+
+    Usage depends on how much data was seen: report `codebook_tokens` beside it.
+
+    Args:
+        codebook_size: number of codes K, 1 or more.
+        num_codebooks: how many indices a position has, 1 or more.
+    """
+
+    def __init__(self, codebook_size: int, num_codebooks: int = 1) -> None:
+        for name, value in (("codebook_size", codebook_size), ("num_codebooks", num_codebooks)):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        super().__init__({"counts": torch.zeros(num_codebooks, codebook_size, dtype=torch.int64)})
+        self.codebook_size = codebook_size
+        self.num_codebooks = num_codebooks
+
+    def update(self, indices: Tensor) -> None:
+        """Count `indices`: integers of any shape, or (..., num_codebooks) with several codebooks."""
+        self.add(counts=count_indices(indices, self.codebook_size, self.num_codebooks))
+
+    def compute(self) -> dict[str, float]:
+        """Return `codebook_statistics` over all processes; see the base class."""
+        counts = self.reduced_sums()["counts"]
+        if not counts.any():
+            raise NoDataError("codebook_usage: compute was called, but no process saw an index")
+        return codebook_statistics(counts)

@@ -1,0 +1,106 @@
+"""Pictures of a run: curves from its log, and grids of originals above their reconstructions."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from visual_tokenizer.data.transforms import pixels_to_bytes
+
+GAP = 2
+"""Pixels between the pictures of a grid."""
+
+
+def reconstruction_grid(pixels: Tensor, reconstruction: Tensor, columns: int = 8) -> Image.Image:
+    """Return a picture with rows of originals, each above a row of their reconstructions.
+
+    Args:
+        pixels: (B, 3, H, W) in [-1, 1], B 1 or more.
+        reconstruction: (B, 3, H, W), clamped.
+        columns: pictures in a row.
+
+    Raises:
+        ValueError: the shapes differ or are not (B, 3, H, W).
+    """
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape != reconstruction.shape or not len(pixels):
+        raise ValueError(
+            f"pixels and reconstruction must have one shape (B, 3, H, W), got {tuple(pixels.shape)} and "
+            f"{tuple(reconstruction.shape)}"
+        )
+    count, _, height, width = pixels.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    size = (GAP + columns * (width + GAP), 2 * GAP + rows * (2 * (height + GAP) + GAP) - GAP)
+    grid = Image.new("RGB", size, "white")
+    pairs = torch.stack([pixels, reconstruction.to(pixels)], dim=1)
+    for position, pair in enumerate(pixels_to_bytes(pairs).permute(0, 1, 3, 4, 2).cpu().contiguous().numpy()):
+        row, column = divmod(position, columns)
+        left, top = GAP + column * (width + GAP), GAP + row * (2 * (height + GAP) + GAP)
+        grid.paste(Image.fromarray(pair[0]), (left, top))
+        grid.paste(Image.fromarray(pair[1]), (left, top + height + GAP))
+    return grid
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG beside and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    picture.save(beside, format="PNG")
+    os.replace(beside, path)
+
+
+def plot_losses(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the loss and its terms over the steps, on a logarithmic scale.
+
+    Args:
+        entries: lines of log.jsonl.
+        path: PNG to write.
+    """
+    names = _names(entries, lambda name: name == "loss" or name.startswith("loss/"))
+    _plot(entries, [names], path, ylabels=["loss"], logarithmic=True)
+
+
+def plot_codebook(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the share of used codes and the perplexity over the steps, in training and on held-out pictures."""
+    usage = _names(entries, lambda name: name.endswith("usage"))
+    perplexity = _names(entries, lambda name: name.endswith("perplexity"))
+    _plot(entries, [usage, perplexity], path, ylabels=["share of codes used", "perplexity"], logarithmic=False)
+
+
+def _names(entries: Iterable[Mapping[str, Any]], is_wanted: Any) -> list[str]:
+    return sorted({name for entry in entries for name in entry if is_wanted(name)})
+
+
+def _plot(
+    entries: Sequence[Mapping[str, Any]],
+    panels: list[list[str]],
+    path: Path,
+    ylabels: list[str],
+    logarithmic: bool,
+) -> None:
+    figure = Figure(figsize=(7, 3.5 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axis, names, ylabel in zip(axes, panels, ylabels, strict=True):
+        for name in names:
+            points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+            steps, values = zip(*points, strict=True)
+            axis.plot(steps, values, label=name, marker="." if len(points) < 30 else None)
+        axis.set_xlabel("step")
+        axis.set_ylabel(ylabel)
+        if logarithmic and any(entry.get(name, 0) > 0 for entry in entries for name in names):
+            axis.set_yscale("log")
+        if names:
+            axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    figure.savefig(beside, format="png", dpi=100)
+    os.replace(beside, path)

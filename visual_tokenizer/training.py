@@ -1,0 +1,286 @@
+"""Training of a visual tokenizer: the loop, its state, and how it goes on after an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+from tqdm import tqdm
+
+from visual_tokenizer.callbacks import (
+    Callback,
+    Checkpoints,
+    DivergedError,
+    Evaluation,
+    Logging,
+    MeanMeter,
+    Samples,
+)
+from visual_tokenizer.checkpoints import newest_good, remove_unfinished, write_checkpoint
+from visual_tokenizer.configuration import VisualTokenizerConfig
+from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.ema import WeightAverage
+from visual_tokenizer.export import export_tokenizer
+from visual_tokenizer.losses.base import LossConfig
+from visual_tokenizer.modeling import VisualTokenizer
+from visual_tokenizer.objective import Objective
+from visual_tokenizer.optimization import build_optimizer, learning_rate
+from visual_tokenizer.processes import Interrupted, StopSignals, build_accelerator, on_first_process
+from visual_tokenizer.random_state import random_state, restore_random_state
+from visual_tokenizer.recipe import recipe_to_dict, save_recipe
+from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.run_folder import RunLock, StepLog
+from visual_tokenizer.training_data import Share, training_batches
+from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training_state import capture_state, restore_state
+
+
+class TokenizerTrainer:
+    """Trains the tokenizer of a recipe. `train()` goes on where an earlier run in the same folder was interrupted.
+
+    Args:
+        recipe: what to train, on what, how.
+
+    Raises:
+        ConfigError: the recipe does not fit the processes it is started with.
+    """
+
+    def __init__(self, recipe: TokenizerRecipe) -> None:
+        self.recipe = recipe
+        self.folder = Path(recipe.output_dir)
+        self.log = StepLog(self.folder)
+        self.accelerator = build_accelerator(
+            mixed_precision=recipe.training.mixed_precision,
+            log_with=recipe.training.report_to or None,
+            project_dir=str(self.folder / "trackers"),
+        )
+        processes = self.accelerator.num_processes
+        self.share = Share(
+            process=self.accelerator.process_index,
+            processes=processes,
+            passes=recipe.training.gradient_accumulation_steps,
+            size=recipe.per_device_batch_size(processes),
+        )
+        self.callbacks: list[Callback] = [Logging(), Evaluation(), Samples(), Checkpoints()]
+        self.meter = MeanMeter()
+        self.step = 0
+        self.saved_step = -1
+        self.rate = 0.0
+
+    def train(self) -> Path:
+        """Train to the last step and return the folder `final/`.
+
+        Raises:
+            RunLockedError: another run is at work in the folder.
+            CheckpointError: no checkpoint is good, the newest belongs to another recipe, or none can be written.
+            DataSourceError: there are too few pictures.
+            DivergedError: the loss is no number any more.
+            Interrupted: SIGTERM or SIGINT; a checkpoint was written.
+        """
+        lock = on_first_process(self.accelerator, self._take_folder)
+        try:
+            with StopSignals() as signals:
+                self._build()
+                self._restore()
+                start = self.step
+                self._run(signals)
+            is_done = start == self.step and (self.folder / "final").is_dir()
+            return self.folder / "final" if is_done else export_tokenizer(self)
+        finally:
+            for callback in self.callbacks:
+                callback.on_end()
+            if lock is not None and self.accelerator.is_main_process:
+                self._lock.release()
+            self.accelerator.end_training()
+
+    def _take_folder(self) -> bool:
+        if not self.recipe.training.resume and (self.log.path.exists() or (self.folder / "checkpoints").exists()):
+            raise ConfigError(f"{self.folder} holds a run, and training.resume is false: choose another output_dir")
+        self._lock = RunLock(self.folder)
+        remove_unfinished(self.folder / "checkpoints")
+        return True
+
+    def _build(self) -> None:
+        """Make model, data and optimizer; the same weights on every process."""
+        recipe, device = self.recipe, self.accelerator.device
+        set_seed(recipe.training.seed)
+        self.source = SourceConfig.family.build(recipe.data.source)
+        self.heldout_split = "heldout" if self._has_heldout() else "train"
+        config = VisualTokenizerConfig(
+            image_size=recipe.image_size,
+            encoder=recipe.encoder.to_dict(),
+            quantizer=recipe.quantizer.to_dict(),
+            decoder=recipe.decoder.to_dict(),
+        )
+        losses = {loss.type: LossConfig.family.build(loss) for loss in recipe.losses}
+        objective = Objective(VisualTokenizer(config), losses).to(device).train()
+        self.memory_format = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
+        objective.to(memory_format=self.memory_format)
+        self.tokenizer, self.losses = objective.tokenizer, objective.losses
+        self.average = None
+        if recipe.training.ema_decay > 0:
+            self.average = WeightAverage(self.tokenizer, recipe.training.ema_decay)
+        if recipe.training.compile:
+            for part in (self.tokenizer.encoder, self.tokenizer.decoder, *self.losses.values()):
+                part.compile()
+        optimizer = build_optimizer(objective, recipe.optimizer)
+        self.unwrapped = objective
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        set_seed(recipe.training.seed, device_specific=True)
+
+    def _has_heldout(self) -> bool:
+        rows = self.source.load_encoded("heldout")
+        if hasattr(rows, "__len__") and len(rows) == 0:
+            self.say("the source has no held-out pictures: samples and evaluation use the training pictures")
+            return False
+        return True
+
+    def _restore(self) -> None:
+        """Load the newest good checkpoint, or begin; then read on from the step reached."""
+        found = on_first_process(self.accelerator, self._find_checkpoint)
+        if found is not None:
+            restore_state(self, Path(found))
+            self.say(f"going on from {Path(found).name}")
+        else:
+            self._initialize_codebook()
+        state = random_state(self.accelerator.device)
+        self.batches = self._batches_from(self.step)
+        restore_random_state(state, self.accelerator.device)  # whatever building the data drew
+        on_first_process(self.accelerator, self._begin_log)
+        if self.recipe.training.report_to:
+            self.accelerator.init_trackers("visual_tokenizer", config={"recipe": str(recipe_to_dict(self.recipe))})
+
+    def _find_checkpoint(self) -> str | None:
+        checkpoint, complaints = newest_good(self.folder / "checkpoints")
+        for complaint in complaints:
+            self.say(f"warning: {complaint}")
+        return None if checkpoint is None else str(checkpoint)
+
+    def _begin_log(self) -> None:
+        save_recipe(self.recipe, self.folder)
+        self.log.truncate(self.step)
+
+    def _batches_from(self, step: int) -> Iterator[dict[str, Any]]:
+        recipe = self.recipe
+        seed = recipe.training.seed
+        return training_batches(
+            self.source,
+            recipe.data,
+            image_size=recipe.image_size,
+            seed=seed,
+            share=self.share,
+            first_step=step,
+        )
+
+    @torch.no_grad()
+    def _initialize_codebook(self) -> None:
+        """Show the quantizer the latents of early batches until it has its first codebook."""
+        quantizer = self.tokenizer.quantizer
+        while (wanted := quantizer.samples_wanted) > 0:
+            batches = self._batches_from(0)
+            pool: list[Tensor] = []
+            while sum(map(len, pool)) * self.share.processes < wanted:
+                with self.accelerator.autocast():
+                    latents = self.tokenizer.latents(self._next(batches)["pixels"])
+                pool.append(latents.float().flatten(0, 1))
+            quantizer.initialize(torch.cat(pool))
+            if quantizer.samples_wanted >= wanted:
+                raise RuntimeError(
+                    f"{type(quantizer).__name__}.initialize took {wanted} latents and wants as many more"
+                )
+        if self.average is not None:
+            self.average.module.load_state_dict(self.tokenizer.state_dict())
+
+    def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        batch = next(batches)
+        pixels = batch["pixels"].to(self.accelerator.device, non_blocking=True)
+        return {**batch, "pixels": pixels.to(memory_format=self.memory_format)}
+
+    def _run(self, signals: StopSignals) -> None:
+        for callback in self.callbacks:
+            callback.on_start(self)
+        while self.step < self.recipe.training.max_steps:
+            self._train_step()
+            for callback in self.callbacks:
+                callback.on_step(self)
+            if self._agree_to_stop(signals):
+                self.save()
+                raise Interrupted(self._stop_signal, self.step)
+
+    def _train_step(self) -> None:
+        """Make one optimiser step from the next `data.batch_size` pictures of all processes."""
+        passes, section = self.share.passes, self.recipe.optimizer
+        self.rate = learning_rate(section, self.step, self.recipe.training.max_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        for number in range(passes):
+            batch = self._next(self.batches)
+            is_last = number == passes - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.objective):
+                values = self.objective(batch)
+                self.accelerator.backward(values["loss"] / passes)
+            self.meter.add(values)
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), section.max_grad_norm)
+        self.meter.add({"gradient_norm": norm})
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.tokenizer, self.step)
+
+    def _agree_to_stop(self, signals: StopSignals) -> bool:
+        """Tell whether a process got a signal; several processes ask one another only when they log."""
+        self._stop_signal = signals.received
+        if self.accelerator.num_processes > 1:
+            if not self.is_due(self.recipe.training.log_every_steps):
+                return False
+            received = torch.tensor([signals.received], device=self.accelerator.device)
+            self._stop_signal = int(self.accelerator.gather(received).max())
+        return self._stop_signal != 0 and self.step < self.recipe.training.max_steps
+
+    def is_due(self, every_steps: int) -> bool:
+        """Tell whether something that happens every so many steps (0: never), and after the last, happens now."""
+        is_last = self.step == self.recipe.training.max_steps
+        return is_last or (every_steps > 0 and self.step % every_steps == 0)
+
+    @property
+    def exported(self) -> VisualTokenizer:
+        """The tokenizer that a user gets: the averaged one, if there is one."""
+        return self.tokenizer if self.average is None else self.average.module
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step, unless there is one.
+
+        Raises:
+            DivergedError: the weights are no numbers any more.
+            CheckpointWriteError: on the first process; FirstProcessError on the others.
+        """
+        if self.saved_step == self.step:
+            return
+        norm = self.meter.sums.get("gradient_norm")
+        # The norm is the same on every process. With fp16 it may be infinite: then the step was left out.
+        if norm is not None and self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
+            raise DivergedError(f"the gradient is not finite at step {self.step}; no checkpoint is written of it")
+        checkpoint, keep = capture_state(self), self.recipe.training.keep_checkpoints
+        folder = self.folder / "checkpoints"
+        on_first_process(self.accelerator, lambda: str(write_checkpoint(folder, checkpoint, keep)))
+        self.saved_step = self.step
+
+    def record(self, values: dict[str, float]) -> None:
+        """Write values of the current step to log.jsonl and the trackers."""
+        if self.accelerator.is_main_process:
+            self.log.append(self.step, values)
+        if self.recipe.training.report_to:
+            self.accelerator.log(values, step=self.step)
+
+    def say(self, line: str) -> None:
+        """Print a line on the first process."""
+        if self.accelerator.is_main_process:
+            tqdm.write(line)
+            sys.stdout.flush()

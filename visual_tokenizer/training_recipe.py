@@ -1,0 +1,218 @@
+"""What a recipe of the visual tokenizer's training says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.data.transforms import TransformConfig
+from visual_tokenizer.decoders.base import DecoderConfig
+from visual_tokenizer.encoders.base import EncoderConfig
+from visual_tokenizer.losses.base import LossConfig
+from visual_tokenizer.quantizers.base import QuantizerConfig
+from visual_tokenizer.registry import ConfigError
+
+MIXED_PRECISION = ("no", "bf16", "fp16")
+SCHEDULES = ("cosine", "constant")
+
+
+def _at_least(section: object, name: str, least: float) -> None:
+    value = getattr(section, name)
+    if not value >= least:
+        raise ValueError(f"{name} must be {least} or more, got {value}")
+
+
+def _one_of(section: object, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(section, name) not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(section, name)!r}")
+
+
+@dataclass(kw_only=True)
+class DataSection:
+    """Where pictures come from and how they are batched."""
+
+    source: SourceConfig = field(default_factory=lambda: SourceConfig.family.config({"type": "openmoji"}))
+    """Set of pictures."""
+
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    """Resize, crop and flip of the training pictures; held-out ones are always cropped in the centre."""
+
+    batch_size: int = 64
+    """Pictures of one optimiser step, over all processes and accumulated passes; 1 or more."""
+
+    num_workers: int = 0
+    """Loader processes of each training process; 0 or more. Unused while all pictures fit in memory."""
+
+    cache_megabytes: float = 2048
+    """Memory for decoded pictures of a centre-cropped set, in 10⁶ bytes a process; 0 for none."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "batch_size", 1)
+        _at_least(self, "num_workers", 0)
+        _at_least(self, "cache_megabytes", 0)
+
+
+@dataclass(kw_only=True)
+class OptimizerSection:
+    """AdamW (arXiv:1711.05101) with a warm-up."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate; above 0."""
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """Decays of the two moments, each in [0, 1)."""
+
+    weight_decay: float = 0.01
+    """Decay of the weight matrices and kernels; not of norms, biases, codebooks and positions. 0 or more."""
+
+    warmup_steps: int = 0
+    """Steps of linear warm-up; 0 or more."""
+
+    schedule: str = "cosine"
+    """After the warm-up: cosine (to `min_learning_rate_ratio` at the last step) or constant."""
+
+    min_learning_rate_ratio: float = 0.1
+    """Where the cosine ends, as a share of the peak; in [0, 1]."""
+
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; above 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+        _at_least(self, "weight_decay", 0)
+        _at_least(self, "warmup_steps", 0)
+        _one_of(self, "schedule", SCHEDULES)
+        if not 0 <= self.min_learning_rate_ratio <= 1:
+            raise ValueError(f"min_learning_rate_ratio must be in [0, 1], got {self.min_learning_rate_ratio}")
+
+
+@dataclass(kw_only=True)
+class TrainingSection:
+    """How long, how precisely, and what is written when."""
+
+    max_steps: int = 10_000
+    """Optimiser steps; 1 or more."""
+
+    gradient_accumulation_steps: int = 1
+    """Forward and backward passes a step, each on its share of `data.batch_size`; 1 or more."""
+
+    mixed_precision: str = "no"
+    """no, bf16 or fp16; quantizers compute in float32 in any case."""
+
+    ema_decay: float = 0.0
+    """Weight of the past in the averaged weights, in [0, 1); 0 is off. The average is what `final/` holds."""
+
+    seed: int = 0
+    """Seed of weights, sample order and augmentation; 0 or more."""
+
+    log_every_steps: int = 20
+    """Steps between log lines, whose values are means over these steps; 1 or more. Also how often several processes
+    agree on a wish to stop."""
+
+    sample_every_steps: int = 500
+    """Steps between grids of reconstructed held-out pictures and plots; 0 for none but the last."""
+
+    sample_pictures: int = 16
+    """Held-out pictures on a grid; 1 or more."""
+
+    evaluate_every_steps: int = 1000
+    """Steps between evaluations on the held-out pictures; 0 for none but the last."""
+
+    max_evaluation_pictures: int = 1000
+    """At most so many held-out pictures are evaluated; 1 or more."""
+
+    checkpoint_every_steps: int = 1000
+    """Steps between checkpoints; 0 for none but the last."""
+
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept; 1 or more."""
+
+    compile: bool = False
+    """Compile encoder, decoder and losses with torch.compile."""
+
+    channels_last: bool = False
+    """Lay out pictures and kernels channels-last, which convolutions on tensor cores prefer."""
+
+    report_to: list[str] = field(default_factory=list)
+    """Trackers of accelerate beside log.jsonl: tensorboard, wandb, …"""
+
+    resume: bool = True
+    """Go on from the newest good checkpoint of `output_dir`, if there is one; false: refuse a folder that holds a run."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_steps",
+            "gradient_accumulation_steps",
+            "log_every_steps",
+            "sample_pictures",
+            "max_evaluation_pictures",
+            "keep_checkpoints",
+        ):
+            _at_least(self, name, 1)
+        for name in ("seed", "sample_every_steps", "evaluate_every_steps", "checkpoint_every_steps"):
+            _at_least(self, name, 0)
+        _one_of(self, "mixed_precision", MIXED_PRECISION)
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+
+@dataclass(kw_only=True)
+class TokenizerRecipe:
+    """Everything that a training run of a visual tokenizer depends on."""
+
+    output_dir: str
+    """Folder of the run: log.jsonl, samples/, plots/, checkpoints/, final/."""
+
+    image_size: int = 256
+    """Side of a picture in pixels; 1 or more."""
+
+    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig.family.config({"type": "cnn"}))
+    """Pixels to latents."""
+
+    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig.family.config({"type": "fsq"}))
+    """Latents to codes and indices."""
+
+    decoder: DecoderConfig = field(default_factory=lambda: DecoderConfig.family.config({"type": "cnn"}))
+    """Codes to pixels."""
+
+    losses: list[LossConfig] = field(default_factory=lambda: [LossConfig.family.config({"type": "l2"})])
+    """Terms of the objective, each different; the quantizer adds its own."""
+
+    data: DataSection = field(default_factory=DataSection)
+    """Pictures."""
+
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    """AdamW."""
+
+    training: TrainingSection = field(default_factory=TrainingSection)
+    """The run."""
+
+    smoke: dict[str, Any] = field(default_factory=dict)
+    """Dotted overrides for a run of two steps on a small machine: `--smoke true` applies them."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "image_size", 1)
+        if not self.losses:
+            raise ValueError("losses must hold one loss or more")
+        names = [loss.type for loss in self.losses]
+        if len(set(names)) != len(names):
+            raise ValueError(f"losses must be different from one another, got {names}")
+
+    def per_device_batch_size(self, processes: int) -> int:
+        """Return the pictures of one forward pass on one process.
+
+        Raises:
+            ConfigError: `data.batch_size` can't be divided so.
+        """
+        parts = processes * self.training.gradient_accumulation_steps
+        if self.data.batch_size % parts:
+            raise ConfigError(
+                f"data.batch_size must be a multiple of processes × training.gradient_accumulation_steps = {processes} × "
+                f"{self.training.gradient_accumulation_steps} = {parts}, got {self.data.batch_size}"
+            )
+        return self.data.batch_size // parts
