@@ -1,1 +1,39 @@
-"""x"""
+"""Merge a visual tokenizer into a causal language model; train and sample it over interleaved text and picture tokens."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmlm.generation.captions import describe_images
+    from mmlm.generation.images import generate_images
+    from mmlm.merge import merge_vocabulary
+    from mmlm.processing import MultimodalProcessor
+    from mmlm.strip import strip_vocabulary
+    from mmlm.vocabulary import VisualVocabulary
+
+# Imported when first used: `mmlm --help` should not wait for torch and transformers.
+_HOMES = {
+    "MultimodalProcessor": "mmlm.processing",
+    "VisualVocabulary": "mmlm.vocabulary",
+    "describe_images": "mmlm.generation.captions",
+    "generate_images": "mmlm.generation.images",
+    "merge_vocabulary": "mmlm.merge",
+    "strip_vocabulary": "mmlm.strip",
+}
+
+__all__ = [
+    "MultimodalProcessor",
+    "VisualVocabulary",
+    "describe_images",
+    "generate_images",
+    "merge_vocabulary",
+    "strip_vocabulary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmlm' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

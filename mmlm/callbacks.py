@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from PIL import Image
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -129,17 +130,33 @@ class SampleGrids(TrainerCallback):
 
         sampling = self.sampling
         if self.processor.codec is not None:
-            self.processor.codec.to(next(model.parameters()).device)
-        pictures = generate_images(
-            model.get_base_model() if hasattr(model, "get_base_model") else model,
-            self.processor,
-            sampling.prompts,
-            guidance_scale=sampling.guidance_scale,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            seed=sampling.seed,
-        )
+            torch.nn.Module.to(self.processor.codec, next(model.parameters()).device)
+        language_model: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        with _whole_tables(language_model):
+            pictures = generate_images(
+                language_model,
+                self.processor,
+                sampling.prompts,
+                guidance_scale=sampling.guidance_scale,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                seed=sampling.seed,
+            )
         return image_grid(pictures, sampling.prompts)
+
+
+@contextmanager
+def _whole_tables(model: Any) -> Iterator[None]:
+    """Under ZeRO-3, gather table and head, whose sizes are checked before drawing; layers gather themselves."""
+    weights = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
+    sharded = [weight for weight in weights.values() if hasattr(weight, "ds_id")]
+    if not sharded:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(sharded):
+        yield
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 CHUNK_ROWS = 8192
 MEAN_NOISE = 0.01
+MIXED_ROWS = 64
+MIXTURE_ELEMENTS = 2**24
 
 
 class EmbeddingError(ValueError):
@@ -29,15 +31,26 @@ class RowStatistics:
 
 @dataclass
 class RowFill:
-    """What the new rows are made from."""
+    """What new rows are made from.
 
-    statistics: RowStatistics
-    """Of the text rows."""
+    New rows vary as the text rows do: every direction in which they differ is a random mixture of centred text rows,
+    so that for any hidden state their logits have the variance of the text's logits times `spread` squared. Rows
+    that only had the text's variance element by element would not: a hidden state is large in a few elements, in
+    which trained rows cancel, and untrained rows would win over every word.
+    """
+
+    text: Tensor
+    """The text rows (R, D)."""
+    spread: float
+    """Standard deviation of the new rows as a share of the text rows'."""
     indices_to_codes: Callable[[Tensor], Tensor]
     """Indices (1, n) or (1, n, num_codebooks) → codes (1, n, C)."""
     num_codebooks: int
     codebook_size: int
     generator: torch.Generator
+
+    def __post_init__(self) -> None:
+        self.statistics = row_statistics(self.text)
 
 
 @torch.no_grad()
@@ -53,24 +66,29 @@ def row_statistics(table: Tensor) -> RowStatistics:
     return RowStatistics(mean.float(), (squares / table.shape[0]).sqrt().float())
 
 
-def fill_random(rows: Tensor, fill: RowFill, scale: float = 1.0) -> None:
-    """Write Gaussian rows with the text rows' mean and `scale` · their standard deviation."""
-    statistics = fill.statistics
-    for part in rows.split(CHUNK_ROWS):
-        noise = torch.randn(part.shape, generator=fill.generator).to(part.device)
-        part.copy_(statistics.mean + scale * statistics.std * noise)
+def fill_random(rows: Tensor, fill: RowFill) -> None:
+    """Write the mean text row plus, for each row, its own Gaussian mixture of 64 centred text rows."""
+    mean, text = fill.statistics.mean, fill.text
+    for part in rows.split(max(1, MIXTURE_ELEMENTS // (MIXED_ROWS * rows.shape[1]))):
+        chosen = torch.randint(text.shape[0], (len(part), MIXED_ROWS), generator=fill.generator)
+        weights = torch.randn(len(part), 1, MIXED_ROWS, generator=fill.generator) / MIXED_ROWS**0.5
+        mixed = weights.to(text.device) @ (text[chosen.to(text.device)].float() - mean)
+        part.copy_(mean + fill.spread * mixed[:, 0])
 
 
 def fill_mean(rows: Tensor, fill: RowFill) -> None:
-    """Write the mean text row plus Gaussian noise of 0.01 of the text rows' standard deviation."""
-    fill_random(rows, fill, scale=MEAN_NOISE)
+    """Write the mean text row plus Gaussian noise of 0.01 of the text rows' standard deviation in each element."""
+    statistics = fill.statistics
+    for part in rows.split(CHUNK_ROWS):
+        noise = torch.randn(part.shape, generator=fill.generator).to(part.device)
+        part.copy_(statistics.mean + MEAN_NOISE * statistics.std * noise)
 
 
 def fill_codebook(rows: Tensor, fill: RowFill) -> None:
-    """Write each code's vector, taken to the hidden size by a random map, with the text rows' statistics.
+    """Write the mean text row plus each code's centred vector through a random linear map.
 
-    The map has orthonormal columns (a QR of a Gaussian), so codes that are near stay near; each element is
-    then scaled so that over the codebook it has exactly the text rows' mean and standard deviation.
+    The map sends every dimension of the codes to a Gaussian mixture of all centred text rows, so codes that are near
+    stay near; one factor gives each codebook exactly `spread` squared times the text rows' total variance.
     """
     for codebook, part in enumerate(rows.split(fill.codebook_size)):
         _fill_one_codebook(part, codebook, fill)
@@ -86,20 +104,30 @@ def _fill_one_codebook(rows: Tensor, codebook: int, fill: RowFill) -> None:
         return fill.indices_to_codes(indices[None])[0].double().cpu()
 
     starts = range(0, fill.codebook_size, CHUNK_ROWS)
-    mean = sum(codes_of(start).sum(0) for start in starts) / fill.codebook_size
-    covariance = sum((codes_of(s) - mean).T @ (codes_of(s) - mean) for s in starts) / fill.codebook_size
-    hidden, dim = rows.shape[1], mean.shape[0]
-    gaussian = torch.randn(max(hidden, dim), min(hidden, dim), generator=fill.generator).double()
-    basis = torch.linalg.qr(gaussian).Q
-    basis = basis.T if hidden >= dim else basis
-    spread = ((basis.T @ covariance) * basis.T).sum(1).clamp_min(0).sqrt()
-    if not spread.gt(1e-12).all():
+    mean = torch.stack([codes_of(start).sum(0) for start in starts]).sum(0) / fill.codebook_size
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for start in starts:
+        centred = codes_of(start) - mean
+        covariance += centred.T @ centred / fill.codebook_size
+    directions = _text_mixtures(len(mean), fill).double().cpu()
+    variance = float((directions * (covariance @ directions)).sum())
+    if variance <= 0:
         fill_random(rows, fill)  # codes that are all alike say nothing
         return
-    statistics = fill.statistics
+    wanted = float(fill.statistics.std.double().square().sum())
+    directions *= fill.spread * (wanted / variance) ** 0.5
     for start in starts:
-        unit = ((codes_of(start) - mean) @ basis / spread).float().to(rows.device)
-        rows[start : start + CHUNK_ROWS].copy_(statistics.mean + statistics.std * unit)
+        varied = ((codes_of(start) - mean) @ directions).float().to(rows.device)
+        rows[start : start + CHUNK_ROWS].copy_(fill.statistics.mean + varied)
+
+
+def _text_mixtures(count: int, fill: RowFill) -> Tensor:
+    """Return `count` Gaussian mixtures of all centred text rows, (count, D) float32."""
+    mixed = torch.zeros(count, fill.text.shape[1], device=fill.text.device)
+    for part in fill.text.split(CHUNK_ROWS):
+        weights = torch.randn(count, len(part), generator=fill.generator).to(part.device)
+        mixed += weights @ (part.float() - fill.statistics.mean)
+    return mixed / fill.text.shape[0] ** 0.5
 
 
 INITIALIZERS: dict[str, Callable[[Tensor, RowFill], None]] = {

@@ -167,11 +167,8 @@ def evaluate_by_recipe(recipe: EvaluationRecipe, show_progress: bool = False) ->
         num_pictures=len(bank.captions),
         protocol={"network": NETWORK, **_plain(recipe), **provenance()},
     )
-    _write(
-        result,
-        image_grid([side_by_side(*pair) for pair in zip(drawn, originals, strict=True)], chosen),
-        recipe,
-    )
+    pairs = [side_by_side(*pair) for pair in zip(drawn, originals, strict=True)]
+    _write(result, image_grid(pairs, chosen, cell_size=max(192, pairs[0].width)), recipe)
     return result
 
 

@@ -42,7 +42,7 @@ def save_final(trainer: Trainer, processor: MultimodalProcessor, recipe: LMRecip
         beside = target.with_name(f".{FINAL_NAME}.{uuid.uuid4().hex}")
         model = trainer.accelerator.unwrap_model(trainer.model)
         if isinstance(model, PeftModel):
-            model.save_pretrained(beside / ADAPTER_NAME, state_dict=state_dict)
+            model.save_pretrained(str(beside / ADAPTER_NAME), state_dict=state_dict)
             assert recipe.training.parameter_dtype in PARAMETER_DTYPES
             dtype = getattr(torch, recipe.training.parameter_dtype)
             merge_lora(recipe.model, beside / ADAPTER_NAME, dtype).save_pretrained(beside)

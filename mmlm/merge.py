@@ -17,7 +17,6 @@ from mmlm.embeddings import (
     check_resizable,
     fill_random,
     is_tied,
-    row_statistics,
     set_rows,
 )
 from mmlm.language_models import detach_gguf
@@ -26,8 +25,7 @@ from mmlm.merge_record import MergeRecord
 from mmlm.processing import MultimodalProcessor
 from mmlm.text_tokenizer import token_id_of
 from mmlm.vocabulary import VisualVocabulary
-from visual_tokenizer import VisualTokenizer
-from visual_tokenizer.processing import VisualTokenizerImageProcessor
+from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
 from visual_tokenizer.registry import closest
 
 
@@ -54,6 +52,7 @@ def merge_vocabulary(
     pad_to_multiple_of: int | None = None,
     seed: int = 0,
     image_processor: VisualTokenizerImageProcessor | None = None,
+    head_spread: float = 0.5,
 ) -> tuple[PreTrainedModel, MultimodalProcessor]:
     """Add visual and structural tokens to a text tokenizer and rows for them to a language model.
 
@@ -67,10 +66,12 @@ def merge_vocabulary(
         text_tokenizer: the model's fast tokenizer, with an EOS token.
         visual_tokenizer: gives the codebook; kept by the processor as `codec`.
         layout: how a picture sits in a sequence: a layout's name or `{"type": name, **fields}`.
-        embedding_init: rows of visual tokens. "codebook": the code vectors through a random map; "mean": the
-            mean text row plus 0.01 of the text rows' standard deviation of noise; "random": Gaussian.
-            "codebook" and "random" have the text rows' mean and standard deviation in every element.
-            Structural tokens are always "random".
+        embedding_init: rows of visual tokens, around the mean text row. "codebook": the code vectors through
+            a random map; "random": Gaussian; both vary as the text rows do, see `RowFill`. "mean": noise of 0.01
+            of the text rows' standard deviation. Structural tokens are always "random".
+        head_spread: standard deviation of new rows of the head, and of a table tied to it, as a share of the
+            text rows'; a table that stands alone has 1. At the default no new row wins over the words of a
+            language model that was not trained on yet: it goes on writing what it wrote. With 1 some do.
         pad_to_multiple_of: round the number of rows up; the spare ones are recorded as dead.
         seed: of the random map and noise.
         image_processor: picture → pixels; by default resize and centre crop to the visual tokenizer's
@@ -81,7 +82,7 @@ def merge_vocabulary(
         EmbeddingError: quantized or absent embeddings.
         ConfigError: an unknown field of the layout. UnknownPartError: an unknown layout.
     """
-    _check_arguments(text_tokenizer, embedding_init, pad_to_multiple_of)
+    _check_arguments(text_tokenizer, embedding_init, pad_to_multiple_of, head_spread)
     check_resizable(language_model)
     grid = visual_tokenizer.token_grid()
     section = {"type": layout} if isinstance(layout, str) else layout
@@ -95,7 +96,10 @@ def merge_vocabulary(
     generator = torch.Generator().manual_seed(seed)
     set_rows(language_model, plan.rows)
     detach_gguf(language_model)
-    _fill_new_rows(language_model, visual_tokenizer, plan, embedding_init, generator, table_rows, text_length)
+    text_rows = min(table_rows, text_length)
+    _fill_new_rows(
+        language_model, visual_tokenizer, plan, embedding_init, generator, text_rows, table_rows, head_spread
+    )
 
     visual = plan.vocabulary
     dead = [(text_length, table_rows), (visual.stop, plan.rows)]
@@ -107,6 +111,7 @@ def merge_vocabulary(
         embedding_init=embedding_init,
         pad_to_multiple_of=pad_to_multiple_of,
         seed=seed,
+        head_spread=head_spread,
     )
     processor = MultimodalProcessor(
         image_processor=image_processor or VisualTokenizerImageProcessor(size=visual_tokenizer.config.image_size),
@@ -119,7 +124,9 @@ def merge_vocabulary(
     return language_model, processor
 
 
-def _check_arguments(tokenizer: PreTrainedTokenizerBase, embedding_init: str, pad_to_multiple_of: int | None) -> None:
+def _check_arguments(
+    tokenizer: PreTrainedTokenizerBase, embedding_init: str, pad_to_multiple_of: int | None, head_spread: float
+) -> None:
     if embedding_init not in INITIALIZERS:
         known = sorted(INITIALIZERS)
         raise VocabularyMergeError(
@@ -127,6 +134,8 @@ def _check_arguments(tokenizer: PreTrainedTokenizerBase, embedding_init: str, pa
         )
     if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
         raise VocabularyMergeError(f"pad_to_multiple_of must be 1 or more, or None, got {pad_to_multiple_of}")
+    if not 0 < head_spread <= 1:
+        raise VocabularyMergeError(f"head_spread must be in (0, 1], got {head_spread}")
     if not tokenizer.is_fast:
         raise VocabularyMergeError(
             f"{type(tokenizer).__name__} has no fast backend: user text could not be kept from being tokens"
@@ -182,8 +191,9 @@ def _fill_new_rows(
     plan: _Plan,
     embedding_init: str,
     generator: torch.Generator,
+    text_rows: int,
     table_rows: int,
-    text_length: int,
+    head_spread: float,
 ) -> None:
     """Write every row from `table_rows` on, in the table and, where it stands alone, in the head."""
     visual = plan.vocabulary
@@ -192,21 +202,22 @@ def _fill_new_rows(
     def indices_to_codes(indices: torch.Tensor) -> torch.Tensor:
         return visual_tokenizer.quantizer.indices_to_codes(indices.to(device))
 
-    head = model.get_output_embeddings()
-    tables = [model.get_input_embeddings().weight] + ([] if is_tied(model) else [head.weight])
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    tables = [(table, head_spread)] if is_tied(model) else [(table, 1.0), (head.weight, head_spread)]
     start_state = generator.get_state()
-    for table in tables:
-        generator.set_state(start_state)  # the same map for table and head
+    for rows, spread in tables:
+        generator.set_state(start_state)  # the same mixture of words in table and head
         fill = RowFill(
-            row_statistics(table[: min(table_rows, text_length)]),
-            indices_to_codes,
-            visual.num_codebooks,
-            visual.codebook_size,
-            generator,
+            text=rows[:text_rows],
+            spread=spread,
+            indices_to_codes=indices_to_codes,
+            num_codebooks=visual.num_codebooks,
+            codebook_size=visual.codebook_size,
+            generator=generator,
         )
-        INITIALIZERS[embedding_init](table[visual.start : visual.stop], fill)
-        fill_random(table[table_rows : visual.start], fill)
-        table[visual.stop :] = fill.statistics.mean
+        INITIALIZERS[embedding_init](rows[visual.start : visual.stop], fill)
+        fill_random(rows[table_rows : visual.start], fill)
+        rows[visual.stop :] = fill.statistics.mean
     bias = getattr(head, "bias", None)
     if bias is not None:
-        bias[table_rows:] = bias[: min(table_rows, text_length)].mean()
+        bias[table_rows:] = bias[:text_rows].mean()

@@ -45,6 +45,8 @@ class MergeRecord:
     """What the number of rows was rounded up to a multiple of."""
     seed: int = 0
     """Seed of the fill."""
+    head_spread: float = 0.5
+    """Standard deviation of the head's new rows as a share of the text rows'."""
 
 
 def tokenizer_hash(codec: VisualTokenizer) -> str:

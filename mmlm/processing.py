@@ -19,8 +19,7 @@ from mmlm.layouts.base import Layout, LayoutConfig
 from mmlm.merge_record import MergeRecord, MissingCodecError, check_codec, check_rows
 from mmlm.placeholders import deal_out, to_batch
 from mmlm.vocabulary import VisualVocabulary
-from visual_tokenizer import VisualTokenizer
-from visual_tokenizer.processing import VisualTokenizerImageProcessor
+from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
 
 CODEC_FOLDER = "visual_tokenizer"
 ENCODE_BATCH = 64

@@ -71,7 +71,7 @@ class UnifiedTrainer(Trainer):
         self.train_meter = ModalityMeter(args.device)
         self.evaluation_meter = ModalityMeter(args.device)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
     def get_batch_samples(
@@ -98,7 +98,7 @@ class UnifiedTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Return this part's share of the weighted mean loss; in evaluation, the mean of the batch."""
         outputs = model(input_ids=inputs["input_ids"], use_cache=False)
@@ -146,7 +146,8 @@ class UnifiedTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, mark it as complete once all processes have written, and remove old ones."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        output_dir = Path(str(self.args.output_dir))
+        folder = output_dir / f"checkpoint-{self.state.global_step}"
         with self.off_the_clock():
             if self.args.should_save and folder.exists():  # what an interrupted run left
                 discard_checkpoint(folder)
@@ -155,5 +156,5 @@ class UnifiedTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 complete_checkpoint(folder)
-                rotate_checkpoints(Path(self.args.output_dir), self.keep_checkpoints)
+                rotate_checkpoints(output_dir, self.keep_checkpoints)
             self.accelerator.wait_for_everyone()

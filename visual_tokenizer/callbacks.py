@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from visual_tokenizer.evaluation import evaluate_reconstruction, reconstruct
 from visual_tokenizer.plots import plot_codebook, plot_losses, reconstruction_grid, save_picture
-from visual_tokenizer.training_data import heldout_batches
 
 if TYPE_CHECKING:
     from visual_tokenizer.training import TokenizerTrainer
@@ -115,20 +114,17 @@ def _clock(seconds: float) -> str:
 class Evaluation(Callback):
     """PSNR, SSIM and codebook usage on the held-out pictures, in log.jsonl as `heldout/…`."""
 
-    def on_step(self, trainer: TokenizerTrainer) -> None:
-        training = trainer.recipe.training
-        if not trainer.is_due(training.evaluate_every_steps):
-            return
-        batches = heldout_batches(
-            trainer.source,
-            trainer.heldout_split,
-            trainer.recipe.data,
-            image_size=trainer.recipe.image_size,
-            batch_size=trainer.share.size,
-            max_pictures=training.max_evaluation_pictures,
+    def on_start(self, trainer: TokenizerTrainer) -> None:
+        self.pictures = trainer.heldout_pictures(
+            trainer.recipe.training.max_evaluation_pictures,
             process=trainer.accelerator.process_index,
             processes=trainer.accelerator.num_processes,
         )
+
+    def on_step(self, trainer: TokenizerTrainer) -> None:
+        if not trainer.is_due(trainer.recipe.training.evaluate_every_steps):
+            return
+        batches = self.pictures.batches(trainer.share.size)
         device = trainer.accelerator.device
         results = evaluate_reconstruction(trainer.exported, batches, EVALUATION_METRICS, device)
         trainer.record({f"heldout/{name}": value for name, value in results.items()})
@@ -148,15 +144,8 @@ class Samples(Callback):
             return
         if self.pixels is None:
             count = trainer.recipe.training.sample_pictures
-            batches = heldout_batches(
-                trainer.source,
-                trainer.heldout_split,
-                trainer.recipe.data,
-                image_size=trainer.recipe.image_size,
-                batch_size=count,
-                max_pictures=count,
-            )
-            self.pixels = next(batches)["pixels"].to(trainer.accelerator.device)
+            pictures = trainer.heldout_pictures(count)
+            self.pixels = next(pictures.batches(count))["pixels"].to(trainer.accelerator.device)
         tokenizer = trainer.exported
         was_training = tokenizer.training
         _, reconstruction = reconstruct(tokenizer.eval(), self.pixels)

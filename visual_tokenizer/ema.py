@@ -6,7 +6,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,7 +33,10 @@ class WeightAverage(Generic[Model]):
     def update(self, model: Model, step: int) -> None:
         """Take in the weights after optimiser step `step` (1 is the first)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights, fixed, sources = [], [], [], []
+        averages: list[Tensor] = []
+        weights: list[Tensor] = []
+        fixed: list[Tensor] = []
+        sources: list[Tensor] = []
         for average, weight in zip(self.module.parameters(), model.parameters(), strict=True):
             (averages if weight.requires_grad else fixed).append(average)
             (weights if weight.requires_grad else sources).append(weight)

@@ -24,7 +24,7 @@ from visual_tokenizer.processes import FirstProcessError, build_accelerator, on_
 from visual_tokenizer.recipe import parse_arguments, provenance
 from visual_tokenizer.registry import closest
 from visual_tokenizer.train import USER_ERRORS
-from visual_tokenizer.training_data import heldout_batches
+from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
 PROGRAM = "python -m visual_tokenizer.evaluate"
@@ -105,11 +105,12 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
     grid = tokenizer.token_grid(image_size, image_size)
     source = SourceConfig.family.build(recipe.data.source)
 
-    def pictures(batch_size: int, most: int | None, process: int = 0, processes: int = 1) -> Any:
-        sizes = {"image_size": image_size, "batch_size": batch_size, "max_pictures": most}
-        return heldout_batches(source, recipe.split, recipe.data, process=process, processes=processes, **sizes)
+    def pictures(most: int | None, process: int = 0, processes: int = 1) -> PictureSet:
+        part: dict[str, Any] = {"max_pictures": most, "process": process, "processes": processes}
+        return PictureSet(source, recipe.split, recipe.data, image_size=image_size, **part)
 
-    batches = pictures(recipe.batch_size, recipe.max_pictures, accelerator.process_index, accelerator.num_processes)
+    own = pictures(recipe.max_pictures, accelerator.process_index, accelerator.num_processes)
+    batches = own.batches(recipe.batch_size)
     results = evaluate_reconstruction(tokenizer, batches, recipe.metrics, accelerator.device)
     # Not in the report: processes and batch size, which change nothing.
     protocol = {
@@ -140,7 +141,7 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
         beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         os.replace(beside, output)
         if recipe.sample_pictures:
-            samples = next(pictures(recipe.sample_pictures, recipe.sample_pictures))
+            samples = next(pictures(recipe.sample_pictures).batches(recipe.sample_pictures))
             pixels = samples["pixels"].to(accelerator.device)
             _, reconstruction = reconstruct(tokenizer, pixels)
             save_picture(reconstruction_grid(pixels, reconstruction), output.with_suffix(".png"))

@@ -17,7 +17,8 @@ _TEMPLATE = """---
 
 # {title}
 
-A visual tokenizer: it turns a picture of {size} × {size} pixels into {tokens} tokens of a codebook of {codebook_size}, and back.
+A visual tokenizer: it turns a picture of {size} × {size} pixels into {tokens} tokens of a codebook of
+{codebook_size}, and back.
 
 ![Held-out pictures, each above its reconstruction](samples.png)
 

@@ -19,6 +19,7 @@ class Objective(nn.Module):
         super().__init__()
         self.tokenizer = tokenizer
         self.losses = nn.ModuleDict(dict(losses))
+        self.weights = {name: float(loss.config.weight) for name, loss in losses.items()}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return scalars: `loss`, and without gradients its weighted terms `loss/…` and measures `codebook/…`.
@@ -27,7 +28,7 @@ class Objective(nn.Module):
             batch: with `pixels` (B, 3, H, W) in [-1, 1]; losses may look at more.
         """
         output = self.tokenizer(batch["pixels"])
-        terms = {name: loss.config.weight * loss(output, batch) for name, loss in self.losses.items()}
+        terms = {name: self.weights[name] * loss(output, batch) for name, loss in self.losses.items()}
         terms |= {f"quantizer_{name}": loss for name, loss in output.losses.items()}
         values = {f"loss/{name}": term.detach() for name, term in terms.items()}
         values |= {f"codebook/{name}": value.detach() for name, value in output.metrics.items()}

@@ -12,7 +12,7 @@ from visual_tokenizer.training_recipe import OptimizerSection
 
 
 def learning_rate(section: OptimizerSection, step: int, max_steps: int) -> float:
-    """Return the rate of the update from `step` to `step + 1`; a function of its arguments, so nothing is to be saved."""
+    """Return the rate of the update from `step` to `step + 1`: a function of its arguments, so nothing is saved."""
     if step < section.warmup_steps:
         return section.learning_rate * (step + 1) / section.warmup_steps
     if section.schedule == "constant":

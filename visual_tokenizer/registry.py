@@ -5,7 +5,8 @@ subclass of the family's base class, with its config dataclass as the attribute 
 and nothing is imported before it is asked for, so a new part is one new file.
 
 Parts of other people are found in folders named by the environment variable `VISUAL_TOKENIZER_PLUGINS`
-(`os.pathsep`-separated). Such a folder mirrors the packages: `quantizers/foo.py`, `recipes/tokenizer/foo.yaml`.
+(`os.pathsep`-separated). Such a folder mirrors this project: `visual_tokenizer/quantizers/foo.py`,
+`recipes/tokenizer/foo.yaml`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Family:
     def _import_package(self) -> ModuleType:
         package = importlib.import_module(self.package)
         for folder in plugin_folders():
-            path = folder.joinpath(*self.package.split(".")[1:])
+            path = folder.joinpath(*self.package.split("."))
             if path.is_dir() and str(path) not in package.__path__:
                 package.__path__.append(str(path))
         return package

@@ -24,7 +24,7 @@ from visual_tokenizer.callbacks import (
 )
 from visual_tokenizer.checkpoints import newest_good, remove_unfinished, write_checkpoint
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.data.sources.base import DataSourceError, SourceConfig
 from visual_tokenizer.ema import WeightAverage
 from visual_tokenizer.export import export_tokenizer
 from visual_tokenizer.losses.base import LossConfig
@@ -36,7 +36,7 @@ from visual_tokenizer.random_state import random_state, restore_random_state
 from visual_tokenizer.recipe import recipe_to_dict, save_recipe
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.run_folder import RunLock, StepLog
-from visual_tokenizer.training_data import Share, training_batches
+from visual_tokenizer.training_data import PictureSet, Share, training_batches
 from visual_tokenizer.training_recipe import TokenizerRecipe
 from visual_tokenizer.training_state import capture_state, restore_state
 
@@ -111,7 +111,6 @@ class TokenizerTrainer:
         recipe, device = self.recipe, self.accelerator.device
         set_seed(recipe.training.seed)
         self.source = SourceConfig.family.build(recipe.data.source)
-        self.heldout_split = "heldout" if self._has_heldout() else "train"
         config = VisualTokenizerConfig(
             image_size=recipe.image_size,
             encoder=recipe.encoder.to_dict(),
@@ -121,7 +120,7 @@ class TokenizerTrainer:
         losses = {loss.type: LossConfig.family.build(loss) for loss in recipe.losses}
         objective = Objective(VisualTokenizer(config), losses).to(device).train()
         self.memory_format = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
-        objective.to(memory_format=self.memory_format)
+        objective.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.tokenizer, self.losses = objective.tokenizer, objective.losses
         self.average = None
         if recipe.training.ema_decay > 0:
@@ -134,12 +133,15 @@ class TokenizerTrainer:
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         set_seed(recipe.training.seed, device_specific=True)
 
-    def _has_heldout(self) -> bool:
-        rows = self.source.load_encoded("heldout")
-        if hasattr(rows, "__len__") and len(rows) == 0:
-            self.say("the source has no held-out pictures: samples and evaluation use the training pictures")
-            return False
-        return True
+    def heldout_pictures(self, count: int, process: int = 0, processes: int = 1) -> PictureSet:
+        """Return a process's part of the first held-out pictures; training pictures, where none is held out."""
+        part = {"max_pictures": count, "process": process, "processes": processes}
+        sizes = {"image_size": self.recipe.image_size, **part}
+        try:
+            return PictureSet(self.source, "heldout", self.recipe.data, **sizes)
+        except DataSourceError as error:
+            self.say(f"{error}: samples and evaluation use training pictures")
+            return PictureSet(self.source, "train", self.recipe.data, **sizes)
 
     def _restore(self) -> None:
         """Load the newest good checkpoint, or begin; then read on from the step reached."""

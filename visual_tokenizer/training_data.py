@@ -117,10 +117,11 @@ def training_batches(
     Raises:
         DataSourceError: the split holds fewer pictures than `batch_size`.
     """
-    rows = source.load_encoded("train")
+    rows = source.load("train")
     # A generator of its own: else to start on the loader would draw from the global one.
     settings: dict[str, Any] = {"generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
     if isinstance(rows, datasets.IterableDataset):
+        rows = source.load_encoded("train")
         workers = min(section.num_workers, rows.num_shards)
         surplus = first_step * share.passes % max(workers, 1)
         passes = first_step * share.passes - surplus
@@ -134,45 +135,66 @@ def training_batches(
             f"{source.config.type}: the split 'train' has {len(rows)} pictures, too few for data.batch_size = "
             f"{section.batch_size}"
         )
-    dataset = PixelDataset(source.load("train"), image_size, section.transform, seed, section.cache_megabytes)
+    dataset = PixelDataset(rows, image_size, section.transform, seed, section.cache_megabytes)
     workers = 0 if dataset.table is not None else section.num_workers
     sampler = StepSampler(len(dataset), seed, share, first_step)
     return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, **settings))
 
 
-def heldout_batches(
-    source: Source,
-    split: str,
-    section: DataSection,
-    *,
-    image_size: int,
-    batch_size: int,
-    max_pictures: int | None,
-    process: int = 0,
-    processes: int = 1,
-) -> Iterator[dict[str, Any]]:
-    """Return one process's part of the first `max_pictures` of a split, centre-cropped, each picture once.
+class PictureSet:
+    """One process's part of the first `max_pictures` of a split, centre-cropped, each picture once.
 
     Args:
         source: a built source.
         split: "train", "heldout" or "all".
         section: the recipe's section `data`: filter, workers and memory are used.
         image_size: side in pixels.
-        batch_size: pictures of a batch on this process; the last may be smaller.
         max_pictures: at most so many over all processes; None for all.
         process: this process takes every `processes`-th picture, from this one on.
         processes: their number.
+
+    Raises:
+        DataSourceError: the split holds no picture.
     """
-    transform = TransformConfig(resize_filter=section.transform.resize_filter)
-    rows = source.load_encoded(split)
-    settings: dict[str, Any] = {"batch_size": batch_size, "generator": torch.Generator()}
-    if isinstance(rows, datasets.IterableDataset):
-        part = StreamPart(rows, process, max_pictures, processes)
-        return iter(DataLoader(part, collate_fn=StreamCollator(source, image_size, transform, 0, collate), **settings))
-    count = len(rows) if max_pictures is None else min(len(rows), max_pictures)
-    chosen = source.load(split).select(range(process, count, processes))
-    dataset = PixelDataset(chosen, image_size, transform, cache_megabytes=0)
-    return iter(DataLoader(dataset, collate_fn=collate, num_workers=section.num_workers, **settings))
+
+    def __init__(
+        self,
+        source: Source,
+        split: str,
+        section: DataSection,
+        *,
+        image_size: int,
+        max_pictures: int | None,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        transform = TransformConfig(resize_filter=section.transform.resize_filter)
+        rows = source.load(split)
+        self.workers = 0
+        if isinstance(rows, datasets.IterableDataset):
+            encoded = source.load_encoded(split)
+            self.pictures: Any = StreamPart(encoded, process, max_pictures, processes)
+            self.collate: Any = StreamCollator(source, image_size, transform, 0, collate)
+            return
+        if len(rows) == 0:
+            raise DataSourceError(f"{source.config.type}: the split '{split}' holds no picture")
+        part = range(process, len(rows) if max_pictures is None else min(len(rows), max_pictures), processes)
+        megabytes = section.cache_megabytes
+        self.pictures = PixelDataset(rows.select(part), image_size, transform, cache_megabytes=megabytes)
+        self.collate = collate
+        if self.pictures.table is None:
+            self.workers = section.num_workers
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Return the batches; the last may be smaller, and there is none where there is no picture."""
+        loader = DataLoader(
+            self.pictures,
+            batch_size=batch_size,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            generator=torch.Generator(),
+        )
+        return iter(loader)
 
 
 class StreamPart(IterableDataset):

@@ -142,7 +142,7 @@ class TrainingSection:
     """Trackers of accelerate beside log.jsonl: tensorboard, wandb, …"""
 
     resume: bool = True
-    """Go on from the newest good checkpoint of `output_dir`, if there is one; false: refuse a folder that holds a run."""
+    """Go on from the newest good checkpoint of `output_dir`, if there is one; false: refuse a folder with a run."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -212,7 +212,7 @@ class TokenizerRecipe:
         parts = processes * self.training.gradient_accumulation_steps
         if self.data.batch_size % parts:
             raise ConfigError(
-                f"data.batch_size must be a multiple of processes × training.gradient_accumulation_steps = {processes} × "
-                f"{self.training.gradient_accumulation_steps} = {parts}, got {self.data.batch_size}"
+                "data.batch_size must be a multiple of processes × training.gradient_accumulation_steps = "
+                f"{processes} × {parts // processes} = {parts}, got {self.data.batch_size}"
             )
         return self.data.batch_size // parts

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def fixed_fields(recipe: TokenizerRecipe) -> dict[str, Any]:
-    """Return, by dotted key, the fields that may not change within a run: architecture, and what decides a step's data."""
+    """Return, by dotted key, the fields that may not change within a run: the architecture, and what a step sees."""
     values = recipe_to_dict(recipe)
     data = {name: values["data"][name] for name in ("source", "transform", "batch_size")}
     chosen = {name: values[name] for name in ("image_size", "encoder", "quantizer", "decoder")}

@@ -93,8 +93,13 @@ class ScratchLlama(Backbone):
         """
         source: Source = SourceConfig.family.build(self.config.captions)
         rows = source.load_encoded(self.config.split)
-        if "caption" not in (rows.column_names or ["caption"]):
-            raise DataSourceError(f"the source '{source.config.type}' has no captions to train a text tokenizer on")
-        for row in rows.select_columns(["caption"]):
+        has_column = "caption" in (rows.column_names or ["caption"])  # a stream may not know its columns
+        is_empty = True
+        for row in rows.select_columns(["caption"]) if has_column else []:
             texts = row["caption"]
-            yield from [texts] if isinstance(texts, str) else [text for text in texts or [] if text]
+            for text in [texts] if isinstance(texts, str) else texts or []:
+                if text and text.strip():
+                    is_empty = False
+                    yield text
+        if is_empty:
+            raise DataSourceError(f"the source '{source.config.type}' has no captions to train a text tokenizer on")

@@ -152,10 +152,10 @@ def finish_shards(unfinished: Path, folder: Path, header: ShardHeader) -> None:
         "_split": None,
     }
     (unfinished / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-    with open(unfinished / HEADER_NAME, "w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(header), indent=2, ensure_ascii=False))
-        file.flush()
-        os.fsync(file.fileno())
+    with open(unfinished / HEADER_NAME, "wb") as header_file:
+        header_file.write(json.dumps(asdict(header), indent=2, ensure_ascii=False).encode())
+        header_file.flush()
+        os.fsync(header_file.fileno())
     try:
         os.rename(unfinished, folder)
     except OSError as error:

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 
 from mmlm.data.shards import ShardHeader, ShardWriter, expected_header, finish_shards, load_shards
 from mmlm.lm_recipe import LMRecipe
-from mmlm.processing import MissingCodecError, MultimodalProcessor
+from mmlm.merge_record import MissingCodecError
+from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.decoding import UnreadableImageError
 from visual_tokenizer.data.sources.base import Source, SourceConfig
 

@@ -41,24 +41,28 @@ def image_grid(
     font = ImageFont.load_default(size=FONT_SIZE)
     texts = [wrap(caption, cell, font) for caption in captions] if captions is not None else [[] for _ in images]
     line = math.ceil(sum(font.getmetrics())) if isinstance(font, ImageFont.FreeTypeFont) else FONT_SIZE
-    row_heights = [
-        cell + line * max(len(text) for text in texts[start : start + columns]) + 2 * MARGIN
-        for start in range(0, len(images), columns)
-    ]
+    fitted = [_fit(image.convert("RGB"), cell) for image in images]
+    rows = [slice(start, start + columns) for start in range(0, len(images), columns)]
+    picture_heights = [max(image.height for image in fitted[row]) for row in rows]
+    text_heights = [line * max(len(text) for text in texts[row]) for row in rows]
+    heights = [sum(pair) + 2 * MARGIN for pair in zip(picture_heights, text_heights, strict=True)]
     width = min(columns, len(images)) * (cell + MARGIN) + MARGIN
-    sheet = Image.new("RGB", (width, sum(row_heights) + MARGIN), "white")
+    sheet = Image.new("RGB", (width, sum(heights) + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for number, (image, text) in enumerate(zip(images, texts, strict=True)):
+    for number, (image, text) in enumerate(zip(fitted, texts, strict=True)):
         row, column = divmod(number, columns)
-        left, top = MARGIN + column * (cell + MARGIN), MARGIN + sum(row_heights[:row])
-        scale = cell / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-        fitted = image.convert("RGB").resize(size, resample)
-        sheet.paste(fitted, (left + (cell - size[0]) // 2, top + (cell - size[1]) // 2))
+        left, top = MARGIN + column * (cell + MARGIN), MARGIN + sum(heights[:row])
+        floor = top + picture_heights[row]
+        sheet.paste(image, (left + (cell - image.width) // 2, floor - image.height))
         for place, words in enumerate(text):
-            draw.text((left + cell / 2, top + cell + 4 + place * line), words, fill="black", font=font, anchor="ma")
+            draw.text((left + cell / 2, floor + 4 + place * line), words, fill="black", font=font, anchor="ma")
     return sheet
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

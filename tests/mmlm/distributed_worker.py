@@ -33,7 +33,8 @@ def main(recipe_file: str) -> None:
     trainer.compute_loss = recording  # type: ignore[method-assign]
     checkpoint = find_checkpoint(recipe)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    model = trainer.model_wrapped.eval()
+    model = trainer.model_wrapped
+    model.eval()  # DeepSpeed's engine returns nothing
     with torch.no_grad():
         logits = model(input_ids=torch.arange(40)[None], use_cache=False).logits
     save_final(trainer, processor, recipe, {})

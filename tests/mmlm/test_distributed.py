@@ -157,10 +157,16 @@ def test_two_processes_train_one_model(
     for rank in ranks:
         assert torch.allclose(rank["logits"], logits, atol=1e-5)
 
-    verify_checkpoint(output_dir / "checkpoint-4")
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", *(pytest.param(kind, marks=needs_deepspeed) for kind in ("zero2", "zero3"))])
+def test_two_processes_resume(kind: str, merged_folder: Path, captioned_pictures: Path, tmp_path: Path) -> None:
+    output_dir = tmp_path / "run"
+    recipe = recipe_of(merged_folder, captioned_pictures, output_dir)
+    launch(kind, recipe, port=29650)
     before = losses_of(output_dir)
+    verify_checkpoint(output_dir / "checkpoint-4")
     (output_dir / "checkpoint-4" / "manifest.json").unlink()
-    if stage != 0:  # resuming from shards, once is enough
-        resumed = launch(kind, recipe, port=29650 + stage)
-        assert all(rank["resumed"] for rank in resumed)
-        assert losses_of(output_dir) == pytest.approx(before, rel=1e-5)
+    resumed = launch(kind, recipe, port=29651)
+    assert all(rank["resumed"] for rank in resumed)
+    assert losses_of(output_dir) == pytest.approx(before, rel=1e-5)

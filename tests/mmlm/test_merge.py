@@ -45,18 +45,35 @@ def test_old_rows_logits_and_sharing_stay(tied, make_model, text_tokenizer, code
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("init", ["codebook", "random"])
-def test_new_rows_have_the_text_rows_statistics(init, tied, make_model, text_tokenizer, codec) -> None:
+def test_new_rows_vary_as_the_text_rows_do(init, tied, make_model, text_tokenizer, codec) -> None:
     model, processor = merge_vocabulary(
-        make_model(len(text_tokenizer), tied), text_tokenizer, codec, embedding_init=init
+        make_model(len(text_tokenizer), tied), text_tokenizer, codec, embedding_init=init, head_spread=0.5
     )
-    visual = slice(processor.vocabulary.start, processor.vocabulary.stop)
-    for table in tables(model):
-        text, new = row_statistics(table[: len(text_tokenizer)]), row_statistics(table[visual])
-        tolerance = 1e-4 if init == "codebook" else 0.25
+    for table, spread in zip(tables(model), [0.5, 0.5] if tied else [1.0, 0.5], strict=True):
+        rows = table[: len(text_tokenizer)], table[processor.vocabulary.visual_ids()]
+        text, new = (row_statistics(part) for part in rows)
+        tolerance = 1e-4 if init == "codebook" else 0.15
         assert (new.mean - text.mean).abs().max() < tolerance * text.std.max()
-        assert ((new.std - text.std) / text.std).abs().max() < tolerance
-        norms = [part.square().sum(1).mean() for part in (table[: len(text_tokenizer)], table[visual])]
-        assert norms[1] / norms[0] == pytest.approx(1, abs=1e-3 if init == "codebook" else 0.1)
+        wanted = text.mean.square().sum() + spread**2 * text.std.square().sum()
+        assert rows[1].square().sum(1).mean() / wanted == pytest.approx(1, abs=1e-3 if init == "codebook" else 0.1)
+        # the logits of any hidden state vary over the new rows as over the words
+        hidden = torch.randn(48, 200, generator=torch.Generator().manual_seed(0))
+        ratio = (rows[1] @ hidden).std(0) / (rows[0] @ hidden).std(0) / spread
+        assert 0.6 < ratio.mean() < 1.1
+
+
+def test_new_rows_follow_the_correlations_of_the_text_rows(make_model, text_tokenizer, codec) -> None:
+    model = make_model(len(text_tokenizer))
+    table = model.get_input_embeddings().weight.data
+    table[:, 1] = 30 * table[:, 0] + table[:, 1]  # two large elements that cancel for a hidden state like this one
+    hidden = torch.zeros(48)
+    hidden[0], hidden[1] = -30, 1
+    hidden += torch.randn(48, generator=torch.Generator().manual_seed(0))
+    text = (table @ hidden).std()
+    for init in ("codebook", "random"):
+        grown, processor = merge_vocabulary(copy.deepcopy(model), text_tokenizer, codec, embedding_init=init)
+        new = (tables(grown)[0][processor.vocabulary.visual_ids()] @ hidden).std()
+        assert new < 1.5 * text
 
 
 def test_codebook_rows_keep_neighbours_near(make_model, text_tokenizer, codec) -> None:
@@ -204,6 +221,7 @@ def test_wrong_arguments_are_refused_before_anything_changes(make_model, text_to
 
     refused(VocabularyMergeError, "Did you mean 'codebook'", embedding_init="codebok")
     refused(VocabularyMergeError, "pad_to_multiple_of", pad_to_multiple_of=0)
+    refused(VocabularyMergeError, "head_spread", head_spread=2.0)
     refused(KeyError, "Did you mean 'emu3'", layout="emu")
     refused(VocabularyMergeError, "ordinary token", layout={"type": "emu3", "image_token": "▁a"})
     no_end = copy.deepcopy(text_tokenizer)

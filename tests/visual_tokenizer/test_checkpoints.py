@@ -109,9 +109,13 @@ def test_a_kill_at_any_point_leaves_the_checkpoint_before(tmp_path, monkeypatch,
         return original(*arguments, **keywords)
 
     monkeypatch.setattr(owner, function, kill)
+
+    def write_two():
+        for step in (2, 3):
+            write_checkpoint(tmp_path, sample(step), keep=1)
+
     with pytest.raises(Killed):
-        write_checkpoint(tmp_path, sample(2), keep=1)
-        write_checkpoint(tmp_path, sample(3), keep=1)
+        write_two()
     monkeypatch.undo()
     newest, complaints = newest_good(tmp_path)
     assert newest is not None

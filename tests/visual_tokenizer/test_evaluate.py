@@ -17,7 +17,7 @@ from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.evaluation import bits_per_picture, evaluate_reconstruction
 from visual_tokenizer.metrics.psnr import psnr
 from visual_tokenizer.recipe import recipe_to_dict
-from visual_tokenizer.training_data import heldout_batches
+from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
 METRICS = ["psnr", "ssim"]
@@ -46,7 +46,7 @@ def test_the_report_holds_the_means_over_the_split_and_says_how(model, tiny_reci
     tokenizer = VisualTokenizer.from_pretrained(model).eval()
     section = tiny_recipe().data
     source = SourceConfig.family.build(section.source)
-    (batch,) = heldout_batches(source, "heldout", section, image_size=16, batch_size=64, max_pictures=None)
+    (batch,) = PictureSet(source, "heldout", section, image_size=16, max_pictures=None).batches(64)
     indices = tokenizer.encode(batch["pixels"])
     expected = psnr(batch["pixels"], tokenizer.decode(indices)).mean().item()
     assert found["metrics"]["psnr_db"] == pytest.approx(expected, rel=1e-5)
@@ -79,11 +79,9 @@ def test_the_processes_together_see_each_picture_once(tiny_recipe):
     source = SourceConfig.family.build(section.source)
 
     def paths(process: int, processes: int) -> list[bytes]:
-        batches = heldout_batches(
-            source, "all", section, image_size=4, batch_size=3, max_pictures=31,
-            process=process, processes=processes,
-        )  # fmt: skip
-        return [picture.numpy().tobytes() for batch in batches for picture in batch["pixels"]]
+        part = {"max_pictures": 31, "process": process, "processes": processes}
+        pictures = PictureSet(source, "all", section, image_size=4, **part)
+        return [picture.numpy().tobytes() for batch in pictures.batches(3) for picture in batch["pixels"]]
 
     whole = paths(0, 1)
     assert len(whole) == 31

@@ -33,8 +33,8 @@ def test_a_section_without_a_type_is_refused():
 
 
 def test_a_file_with_two_parts_is_refused(tmp_path, monkeypatch):
-    folder = tmp_path / "quantizers"
-    folder.mkdir()
+    folder = tmp_path / "visual_tokenizer" / "quantizers"
+    folder.mkdir(parents=True)
     (folder / "twins.py").write_text(
         "from visual_tokenizer.quantizers.base import Quantizer\n"
         "class One(Quantizer): pass\n"

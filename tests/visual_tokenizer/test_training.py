@@ -30,7 +30,6 @@ from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.run_folder import RunLockedError
 from visual_tokenizer.training import TokenizerTrainer
-from visual_tokenizer.training_data import Share, StepSampler
 from visual_tokenizer.training_recipe import (
     DataSection,
     OptimizerSection,
@@ -267,22 +266,6 @@ def test_settings_of_a_run(tiny_recipe, change):
             assert list((trainer.folder / "trackers").rglob("events*"))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def test_the_order_of_pictures_depends_on_the_step_alone():
-    def keys(share: Share, first_step: int, steps: int) -> list:
-        passes = iter(StepSampler(21, seed=3, share=share, first_step=first_step))
-        return [next(passes) for _ in range(steps * share.passes)]
-
-    whole = keys(Share(process=0, processes=1, passes=1, size=8), 0, 5)
-    assert all(len(set(batch)) == 8 for batch in whole)
-    assert not set(whole[0]) & set(whole[1])
-    assert [batch[0].epoch for batch in whole] == [0, 0, 1, 1, 2]
-    assert keys(Share(process=0, processes=1, passes=1, size=8), 3, 2) == whole[3:]
-    parts = [keys(Share(process=process, processes=2, passes=2, size=2), 1, 4) for process in (0, 1)]
-    for step in range(4):
-        mixed = [parts[p][2 * step + number] for number in (0, 1) for p in (0, 1)]
-        assert sum(mixed, []) == whole[1 + step]
 
 
 def test_weight_decay_spares_norms_biases_codebooks_and_positions():

@@ -13,6 +13,7 @@ from mmlm.generation.loop import evaluation_mode
 from mmlm.generation.sampling import GenerationError
 from mmlm.merge_record import ModelMismatchError
 from mmlm.processing import MissingCodecError
+from mmlm.vocabulary import VisualVocabulary
 
 GRID = (2, 4)
 PROMPTS = ["a red dog", "a yellow house near the sea", "!", "a black tree at night"]
@@ -52,6 +53,17 @@ def test_greedy_equals_a_plain_loop_without_cache(merged, draw_slowly, scale):
     wanted = torch.stack([draw_slowly(*merged, prompt, scale, GRID) for prompt in PROMPTS])
     assert torch.equal(drawn, wanted)
     assert len(wanted.flatten(1).unique(dim=0)) == (1 if scale == 0 else len(PROMPTS))
+
+
+def test_positions_with_several_codebooks_equal_the_plain_loop(merged, draw_slowly):
+    model, one = merged
+    processor = copy.copy(one)
+    processor.vocabulary = VisualVocabulary(start=one.vocabulary.start, size=16, num_codebooks=2)
+    processor.layout = type(one.layout)(one.layout.config, one.tokenizer, processor.vocabulary)
+    drawn = draw((model, processor), PROMPTS, temperature=0.0)
+    assert drawn.shape == (4, *GRID, 2)
+    assert int(drawn.max()) < 16
+    assert torch.equal(drawn, torch.stack([draw_slowly(model, processor, text, 3.0, GRID) for text in PROMPTS]))
 
 
 def test_the_same_seed_gives_the_same_pictures_and_another_does_not(merged):

@@ -41,6 +41,8 @@ class OpenMojiConfig(SourceConfig):
     """Languages of the names, `caption` in the first: ar de en es fa fr id it ja ko pt ru tr zh."""
     skin_tones: bool = False
     """Keep the skin-tone variants, which double the set with near copies."""
+    sequences: bool = True
+    """Keep emoji of several code points: flags, keycaps, people by gender, family and profession."""
     background: str = "#ffffff"
     """Colour behind the drawing, `#rrggbb`."""
     cache_dir: str | None = None
@@ -74,6 +76,9 @@ class OpenMoji(Source):
         """Return the encoded rows; the first call at a resolution rasterises all (about 5 s at 64 px)."""
         drawings = load_cached(self.cache_folder(), self._rasterise)
         keys = drawings["key"][:]
+        if not self.config.sequences:
+            drawings = drawings.select([row for row, key in enumerate(keys) if len(_significant(key)) == 1])
+            keys = drawings["key"][:]
         emoji.config.load_language(self.config.languages)
         captions, keywords = [], []
         for key in keys:
