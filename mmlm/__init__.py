@@ -1,4 +1,4 @@
-"""Merge a visual tokenizer into a causal language model; train and sample it over interleaved text and picture tokens."""
+"""Merge a visual tokenizer into a causal language model; train and sample it over text and picture tokens."""
 
 from __future__ import annotations
 

@@ -137,10 +137,20 @@ INITIALIZERS: dict[str, Callable[[Tensor, RowFill], None]] = {
 }
 
 
+def embedding_table(model: PreTrainedModel) -> Any:
+    """Return the input embedding, a module with `weight` (rows, C)."""
+    return model.get_input_embeddings()
+
+
+def output_head(model: PreTrainedModel) -> Any:
+    """Return the output head, a module with `weight` (rows, C)."""
+    return model.get_output_embeddings()
+
+
 def check_resizable(model: PreTrainedModel) -> None:
     """Raise `EmbeddingError` unless table and head are float tensors in memory with equally many rows."""
-    table = model.get_input_embeddings()
-    head = model.get_output_embeddings()
+    table = embedding_table(model)
+    head = output_head(model)
     if table is None or head is None:
         raise EmbeddingError(f"{type(model).__name__} has no input embedding or no output head: give a causal LM")
     for name, module in (("input embedding", table), ("head", head)):
@@ -157,7 +167,7 @@ def check_resizable(model: PreTrainedModel) -> None:
 
 def is_tied(model: PreTrainedModel) -> bool:
     """Return whether the head is the embedding table itself."""
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    return output_head(model).weight is embedding_table(model).weight
 
 
 @torch.no_grad()
@@ -175,7 +185,7 @@ def set_rows(model: PreTrainedModel, rows: int) -> None:
 
     The config is copied first: another model that shares the object keeps its size.
     """
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    table, head = embedding_table(model), output_head(model)
     tied, old_rows = is_tied(model), table.weight.shape[0]
     table.weight = resized(table.weight, rows)
     table.num_embeddings = rows
@@ -186,6 +196,7 @@ def set_rows(model: PreTrainedModel, rows: int) -> None:
         head.out_features = rows
     copies: dict[int, Any] = {}
     config = copy.deepcopy(model.config, copies)
+    module: Any
     for module in model.modules():
         held = getattr(module, "config", None)
         if held is not None and id(held) in copies:

@@ -37,7 +37,7 @@ def add_lora(model: PreTrainedModel, section: LoraSection, layout: Layout) -> Pe
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=section.rank,
-        lora_alpha=section.alpha,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]
         lora_dropout=section.dropout,
         target_modules=section.target_modules or ALL_LINEAR,
         trainable_token_indices=trained,

@@ -15,8 +15,10 @@ from mmlm.embeddings import (
     INITIALIZERS,
     RowFill,
     check_resizable,
+    embedding_table,
     fill_random,
     is_tied,
+    output_head,
     set_rows,
 )
 from mmlm.language_models import detach_gguf
@@ -87,7 +89,7 @@ def merge_vocabulary(
     grid = visual_tokenizer.token_grid()
     section = {"type": layout} if isinstance(layout, str) else layout
     config = LayoutConfig.family.config(section).for_grid(grid)
-    table_rows = language_model.get_input_embeddings().weight.shape[0]
+    table_rows = embedding_table(language_model).weight.shape[0]
     text_length = max(len(text_tokenizer), 1 + max(text_tokenizer.get_vocab().values()))
     tokenizer = copy.deepcopy(text_tokenizer)
     plan = _plan(tokenizer, config, visual_tokenizer, table_rows, text_length, pad_to_multiple_of)
@@ -202,7 +204,7 @@ def _fill_new_rows(
     def indices_to_codes(indices: torch.Tensor) -> torch.Tensor:
         return visual_tokenizer.quantizer.indices_to_codes(indices.to(device))
 
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    table, head = embedding_table(model).weight, output_head(model)
     tables = [(table, head_spread)] if is_tied(model) else [(table, 1.0), (head.weight, head_spread)]
     start_state = generator.get_state()
     for rows, spread in tables:

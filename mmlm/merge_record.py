@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from mmlm.embeddings import embedding_table, output_head
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer
 
@@ -62,8 +63,8 @@ def tokenizer_hash(codec: VisualTokenizer) -> str:
 def check_rows(model: PreTrainedModel, rows: int, exact: bool) -> None:
     """Raise `ModelMismatchError` unless table, head and config have `rows` rows, or more if not `exact`."""
     sizes = {
-        "input embedding": model.get_input_embeddings().weight.shape[0],
-        "head": model.get_output_embeddings().weight.shape[0],
+        "input embedding": embedding_table(model).weight.shape[0],
+        "head": output_head(model).weight.shape[0],
         "config.vocab_size": model.config.get_text_config().vocab_size,
     }
     for name, found in sizes.items():

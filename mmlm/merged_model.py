@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HFValidationError
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mmlm.processing import MultimodalProcessor
@@ -59,8 +60,10 @@ def load_merged(
         raise MergedModelError(f"no merged model at '{path}': {' '.join(str(error).split())}") from error
     processor.check_model(model)
     if processor.codec is not None:
-        processor.codec.to(device)
-    return model.to(device).eval(), processor
+        nn.Module.to(processor.codec, device)
+    model.eval()
+    nn.Module.to(model, device)
+    return model, processor
 
 
 def check_free(folder: str | os.PathLike[str]) -> None:

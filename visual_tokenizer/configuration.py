@@ -33,9 +33,9 @@ class VisualTokenizerConfig(PreTrainedConfig):
     model_type = "visual_tokenizer"
 
     image_size: int = 256
-    encoder: dict[str, Any] | None = None
-    quantizer: dict[str, Any] | None = None
-    decoder: dict[str, Any] | None = None
+    encoder: Any = None
+    quantizer: Any = None
+    decoder: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         fields = ["image_size", *_SECTIONS]

@@ -60,7 +60,8 @@ class VisualTokenizer(PreTrainedModel):
             CheckpointMismatchError: the weights are not those of the config's architecture.
         """
         kwargs["use_safetensors"] = True
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         wrong = {
             kind: sorted(map(str, info[kind]))
             for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -1,7 +1,7 @@
 """Recipes: typed dataclasses read from YAML, with fields overridden on the command line.
 
-draccus decodes the dataclasses and their named choices. Its own argument parser is not used: it lists the fields of every
-choice before it parses, which never ends where a part holds parts of its own family (a residual quantizer of
+draccus decodes the dataclasses and their named choices. Its own argument parser is not used: it lists the fields of
+every choice before it parses, which never ends where a part holds parts of its own family (a residual quantizer of
 quantizers, a latent-query encoder on a CNN).
 """
 
@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import importlib.metadata
 import inspect
+import itertools
 import os
 import subprocess
 import sys
@@ -106,9 +107,10 @@ def field_meanings(cls: type) -> dict[str, str]:
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
         statements = body.body if isinstance(body, ast.ClassDef) else []
-        for statement, following in zip(statements, statements[1:], strict=False):
-            is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-            if is_field and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+        for statement, following in itertools.pairwise(statements):
+            if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+                continue
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
                 meanings[statement.target.id] = str(following.value.value)
     return meanings
 
@@ -118,7 +120,7 @@ def _describe(cls: type, prefix: str) -> list[str]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
-        inner = next((a for a in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(a)), None)
+        inner: Any = next((a for a in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(a)), None)
         doc = " ".join(field_meanings(cls).get(field.name, "").split())
         name = f"{prefix}{field.name}"
         if inner is not None and issubclass(inner, PartConfig):

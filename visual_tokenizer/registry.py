@@ -76,7 +76,7 @@ class Family:
         return sorted({m.name for m in found if m.name != "base" and not m.name.startswith("_")})
 
     @functools.cache  # noqa: B019 - families live as long as the program
-    def get(self, name: str) -> type:
+    def get(self, name: str) -> Any:
         """Import the file called `name` and return its part.
 
         Raises:
@@ -104,7 +104,7 @@ class Family:
             raise PartDefinitionError(f"{module.__file__}: {parts[0].__name__} has no attribute `Config`")
         return parts[0]
 
-    def config(self, section: Mapping[str, Any] | PartConfig) -> PartConfig:
+    def config(self, section: Mapping[str, Any] | PartConfig) -> Any:
         """Turn `{"type": name, **fields}` into the part's config dataclass."""
         if isinstance(section, PartConfig):
             return section
@@ -163,7 +163,7 @@ def _default_choice_name(cls: type[PartConfig]) -> str | None:
 
 
 # draccus takes a class for a tagged choice if it has these four methods and none of its parents has them.
-_CHOICE_PROTOCOL = {
+_CHOICE_PROTOCOL: dict[str, Any] = {
     "get_choice_class": _choice_class,
     "get_known_choices": _known_choices,
     "get_choice_name": _choice_name,

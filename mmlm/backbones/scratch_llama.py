@@ -83,7 +83,8 @@ class ScratchLlama(Backbone):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = LlamaForCausalLM(shape)
-        return model.to(self.torch_dtype).eval(), tokenizer
+        torch.nn.Module.to(model, self.torch_dtype)
+        return model.eval(), tokenizer
 
     def captions(self) -> Iterator[str]:
         """Yield every caption of the split.

@@ -142,7 +142,7 @@ def finish_shards(unfinished: Path, folder: Path, header: ShardHeader) -> None:
         with open(unfinished / files[0], "wb") as file, pa.ipc.new_stream(file, features.arrow_schema):
             pass  # a file without rows, from which the columns are known
     datasets.DatasetInfo(features=features).write_to_directory(str(unfinished))
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in files],
         "_fingerprint": header.codec_hash[:16],
         "_format_columns": None,

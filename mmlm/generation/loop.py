@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,12 @@ def generation_defaults(model: nn.Module, config: GenerationConfig) -> Iterator[
     """
     holders = [(part, vars(part)["generation_config"]) for part in model.modules() if "generation_config" in vars(part)]
     for part, _ in holders:
-        part.generation_config = config
+        vars(part)["generation_config"] = config
     try:
         yield
     finally:
         for part, own in holders:
-            part.generation_config = own
+            vars(part)["generation_config"] = own
 
 
 def pad_left(sequences: Sequence[Tensor], fill: int) -> tuple[Tensor, Tensor]:
@@ -61,7 +62,7 @@ def check_length(model: PreTrainedModel, tokens: int) -> None:
 
 @torch.no_grad()
 def continue_sequences(
-    model: PreTrainedModel,
+    model: Any,
     prompts: Sequence[Tensor],
     processors: Sequence[LogitsProcessor],
     max_new_tokens: int,

@@ -71,7 +71,7 @@ class Emu3Layout(Layout):
             found = self.name_of(int(token_ids[at])) if at < len(token_ids) else END_OF_SEQUENCE
             raise MalformedSequenceError(at, expected, found)
         digits = ahead[:length].tolist()
-        text = "".join(self.tokenizer.decode(digits).split())  # some tokenizers set spaces between or before
+        text = "".join(str(self.tokenizer.decode(digits)).split())  # some tokenizers set spaces between or before
         size = SIZE_TEXT.fullmatch(text)
         if size is None or self.text_ids(f"{size[1]}*{size[2]}") != digits:
             raise MalformedSequenceError(start + 1, expected, f"the text {text!r}")

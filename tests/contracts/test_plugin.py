@@ -1,4 +1,4 @@
-"""A new quantizer is one file, one test, one recipe: contract tests, recipe smoke test and CLI find it by themselves."""
+"""A new quantizer is one file, one test, one recipe: contract tests, recipe test and CLI find it by themselves."""
 
 import os
 import subprocess

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 
 import pytest
+
 import mmlm
 import visual_tokenizer
 from visual_tokenizer.recipe import field_meanings

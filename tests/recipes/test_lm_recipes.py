@@ -64,9 +64,12 @@ def test_recipe_trains(path: Path, tiny_model: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(final)
     MultimodalProcessor.from_pretrained(final).check_model(model)
     lines = StepLog(tmp_path / "run").read()
-    assert sum("loss" in line for line in lines) == recipe.training.max_steps
-    assert sum("eval_loss" in line for line in lines) == 1
-    assert list((tmp_path / "run" / "samples").glob("*.png"))
+    steps, every = recipe.training.max_steps, recipe.training
+    assert [line["step"] for line in lines if "loss" in line][-1] == steps
+    evaluations = steps // every.evaluate_every_steps if every.evaluate_every_steps else 0
+    assert sum("eval_loss" in line for line in lines) == evaluations
+    grids = steps // every.sample_every_steps if every.sample_every_steps else 0
+    assert len(list((tmp_path / "run" / "samples").glob("*.png"))) == grids
     assert list_checkpoints(tmp_path / "run")
 
 

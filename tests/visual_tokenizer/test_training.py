@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import typing
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -176,11 +178,11 @@ def test_a_finished_run_is_left_as_it_is(tiny_recipe):
 
 def test_another_recipe_does_not_go_on_from_this_one(tiny_recipe):
     trained(tiny_recipe(training__max_steps=2))
-    with pytest.raises(CheckpointError, match="quantizer.codebook_size: 16 there, 32 now"):
+    with pytest.raises(CheckpointError, match=r"quantizer.codebook_size: 16 there, 32 now"):
         trained(tiny_recipe(quantizer__codebook_size=32))
-    with pytest.raises(CheckpointError, match="training.seed: 0 there, 5 now"):
+    with pytest.raises(CheckpointError, match=r"training.seed: 0 there, 5 now"):
         trained(tiny_recipe(training__seed=5))
-    with pytest.raises(ConfigError, match="holds a run, and training.resume is false"):
+    with pytest.raises(ConfigError, match=r"holds a run, and training.resume is false"):
         trained(tiny_recipe(training__resume=False))
     assert trained(tiny_recipe(training__max_steps=3)).step == 3
 
@@ -224,7 +226,7 @@ def test_two_processes_share_the_pictures_and_hold_one_codebook(tiny_recipe, tmp
     assert first["processes"] == second["processes"] == 2
     assert first["is_wrapped"]
     assert first["digests"] == second["digests"]
-    seen = [sum(passes, []) for passes in (first["indices"], second["indices"])]
+    seen = [list(chain.from_iterable(passes)) for passes in (first["indices"], second["indices"])]
     assert len(seen[0]) == len(seen[1]) == 4 * 8 // 2
     assert not set(seen[0][:8]) & set(seen[1][:8])
 
@@ -239,7 +241,7 @@ def test_two_processes_share_the_pictures_and_hold_one_codebook(tiny_recipe, tmp
     for step in range(4):
         alone_saw = passes[2 * step] + passes[2 * step + 1]
         both_saw = [side[2 * step + number] for number in (0, 1) for side in pairs]
-        assert alone_saw == sum(both_saw, [])
+        assert alone_saw == list(chain.from_iterable(both_saw))
     losses = [value for _, value in curve(tmp_path / "one")]
     assert losses[0] == pytest.approx(curve(tmp_path / "two")[0][1], rel=0.05)
 
@@ -286,7 +288,7 @@ def test_the_learning_rate_warms_up_and_falls_to_its_floor():
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert rates[-1] == pytest.approx(0.1)
-    assert all(later <= sooner for sooner, later in zip(rates[4:], rates[5:], strict=False))
+    assert all(later <= sooner for sooner, later in itertools.pairwise(rates))
     assert learning_rate(dataclasses.replace(section, schedule="constant"), 99, 100) == 1.0
 
 
@@ -308,9 +310,9 @@ def test_the_average_follows_the_formula_and_copies_what_is_not_trained():
 def test_what_does_not_fit_is_refused_with_field_value_and_rule(tiny_recipe):
     with pytest.raises(ConfigError, match=r"data.batch_size must be a multiple of .* 1 × 3 = 3, got 8"):
         TokenizerTrainer(tiny_recipe(training__gradient_accumulation_steps=3))
-    with pytest.raises(DataSourceError, match="has 22 pictures, too few for data.batch_size = 64"):
+    with pytest.raises(DataSourceError, match=r"has 22 pictures, too few for data.batch_size = 64"):
         trained(tiny_recipe(data__batch_size=64))
-    with pytest.raises(ConfigError, match="unknown key 'learning_rte'.*Did you mean 'learning_rate'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'learning_rte'.*Did you mean 'learning_rate'"):
         tiny_recipe(optimizer__learning_rte=1)
     with pytest.raises(ConfigError, match="max_steps must be 1 or more, got 0"):
         tiny_recipe(training__max_steps=0)

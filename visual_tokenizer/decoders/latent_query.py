@@ -1,6 +1,7 @@
 """One-dimensional tokens back to pixels: mask tokens on the patch grid read the latents through a transformer.
 
-Paper: An Image is Worth 32 Tokens for Reconstruction and Generation (Yu et al., 2024), arXiv:2406.07550, section 3.2. With
+Paper: An Image is Worth 32 Tokens for Reconstruction and Generation (Yu et al., 2024), arXiv:2406.07550, section
+3.2. With
 `patches: cnn` the grid is finished by a convolutional network, as in GigaTok (Xiong et al., 2025), arXiv:2504.08736.
 """
 

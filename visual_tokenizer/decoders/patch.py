@@ -1,7 +1,7 @@
 """Linear patch projection: each latent becomes one square of pixels.
 
-Paper: An Image is Worth 32 Tokens for Reconstruction and Generation (Yu et al., 2024), arXiv:2406.07550: the inverse of the
-patch embedding (arXiv:2010.11929, eq. 1).
+Paper: An Image is Worth 32 Tokens for Reconstruction and Generation (Yu et al., 2024), arXiv:2406.07550: the inverse
+of the patch embedding (arXiv:2010.11929, eq. 1).
 """
 
 from __future__ import annotations

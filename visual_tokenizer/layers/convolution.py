@@ -1,6 +1,7 @@
 """Residual, attention and resampling blocks of the VQGAN family.
 
-Paper: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2021), arXiv:2012.09841, appendix A, table 7.
+Paper: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2021), arXiv:2012.09841, appendix A,
+table 7.
 """
 
 from __future__ import annotations

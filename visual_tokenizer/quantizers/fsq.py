@@ -1,8 +1,8 @@
 """Finite scalar quantization: each channel is bounded and rounded to a few levels; the codebook is their product.
 
 Paper: Finite Scalar Quantization: VQ-VAE Made Simple (Mentzer et al., 2023), arXiv:2309.15505, section 3.1 and the code
-of appendix A. The grid is the published one: an even number of levels L gives −L/2 … L/2−1, divided by L/2, so that +1 is never
-reached. The first channel varies fastest in the index.
+of appendix A. The grid is the published one: an even number of levels L gives −L/2 … L/2−1, divided by L/2, so that
++1 is never reached. The first channel varies fastest in the index.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ class FSQ(Quantizer):
     """Rounds bounded channels; no codebook, no losses."""
 
     Config = FSQConfig
+    levels: Tensor
+    half_levels: Tensor
+    basis: Tensor
+    half_range: Tensor
+    offset: Tensor
+    shift: Tensor
 
     def __init__(self, config: FSQConfig) -> None:
         super().__init__(config)

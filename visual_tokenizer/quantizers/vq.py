@@ -1,6 +1,7 @@
 """Vector quantization with an explicit codebook, composed from parts.
 
-Papers: Neural Discrete Representation Learning (van den Oord et al., 2017), arXiv:1711.00937, eq. 1–3; with `normalize`,
+Papers: Neural Discrete Representation Learning (van den Oord et al., 2017), arXiv:1711.00937, eq. 1–3; with
+`normalize`,
 codes and latents lie on the unit sphere as in Vector-quantized Image Modeling with Improved VQGAN (Yu et al., 2022),
 arXiv:2110.04627, section 3.2. The commitment weight multiplies ‖z − sg(e)‖², as in the paper (not as in the VQGAN code,
 which weighs the other term).
@@ -9,6 +10,7 @@ which weighs the other term).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from visual_tokenizer.codebooks.search import code_counts
 from visual_tokenizer.codebooks.updates.base import UpdateConfig
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, batch_metrics
+from visual_tokenizer.registry import PartConfig
 
 
 @dataclass(kw_only=True)
@@ -66,7 +69,7 @@ class VQConfig(QuantizerConfig):
             raise ValueError(f"usage_decay must be in [0, 1), got {self.usage_decay}")
 
 
-def _part(kind: type, name: str) -> object:
+def _part(kind: type[PartConfig], name: str) -> Any:
     return kind.family.config({"type": name})
 
 
@@ -74,6 +77,9 @@ class VQ(Quantizer):
     """Nearest code of a learned table."""
 
     Config = VQConfig
+    shares: Tensor
+    steps: Tensor
+    is_initialized: Tensor
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__(config)
@@ -136,7 +142,7 @@ class VQ(Quantizer):
         self._steps += 1
         self.steps.fill_(self._steps)
         is_reseeding = self.reseeder is not None and self._steps % self.reseeder.config.every_steps == 0
-        if is_reseeding:
+        if is_reseeding:  # before the codes move: the error is that of the codes that were chosen
             errors = (latents - self._on_sphere(self.codebook)[indices]).square().sum(dim=1)
         self.update.step(self.codebook.data, latents, indices)
         if errors is not None:
@@ -145,6 +151,7 @@ class VQ(Quantizer):
             self.codebook.data.copy_(self._on_sphere(self.codebook.data))
 
     def _reseed(self, latents: Tensor, errors: Tensor) -> None:
+        assert self.reseeder is not None
         threshold = self.reseeder.config.usage_below / self.codebook_size
         dead = (self.shares < threshold).nonzero().squeeze(1)
         if dead.numel() == 0 or (latents.shape[0] == 0 and not is_distributed()):

@@ -38,6 +38,8 @@ class EMA(Update):
 
     Config = EMAConfig
     trains_by_gradient = False
+    counts: Tensor
+    sums: Tensor
 
     def __init__(self, config: EMAConfig, *, codebook_size: int, code_dim: int) -> None:
         super().__init__(config, codebook_size=codebook_size, code_dim=code_dim)
