@@ -33,11 +33,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-models.txt
 demo: setup  ## Train a tokenizer and a language model on emoji, generate pictures (20 minutes on 2 CPU cores).
 	$(LAUNCH) -m visual_tokenizer.train --config recipes/tokenizer/demo.yaml --output_dir $(RUN)/tokenizer
 	$(LAUNCH) -m visual_tokenizer.evaluate --model $(RUN)/tokenizer/final --split heldout
-	$(BIN)/mmlm merge --config recipes/lm/merge_demo.yaml --visual_tokenizer $(RUN)/tokenizer/final --out $(RUN)/merged
-	$(LAUNCH) -m mmlm.train --config recipes/lm/demo.yaml --model $(RUN)/merged --output_dir $(RUN)/lm
-	$(BIN)/mmlm evaluate --model $(RUN)/lm/final --out $(RUN)/evaluation
+	test -f $(RUN)/merged/config.json || $(BIN)/mmlm merge --config recipes/lm/merge_demo.yaml \
+		--visual_tokenizer $(RUN)/tokenizer/final --output_dir $(RUN)/merged
+	$(LAUNCH) -m mmlm.train --config recipes/lm/demo.yaml --model $(RUN)/merged \
+		--data.shards_dir $(RUN)/shards --output_dir $(RUN)/lm
+	$(BIN)/mmlm evaluate --model $(RUN)/lm/final --recipe $(RUN)/lm/recipe.yaml --out $(RUN)/evaluation
 	$(BIN)/mmlm generate --model $(RUN)/lm/final --prompts-file recipes/lm/demo_prompts.txt --out $(RUN)/generated.png
-	@echo "See $(RUN)/tokenizer/samples.png, $(RUN)/evaluation and $(RUN)/generated.png"
+	@echo "See $(RUN)/tokenizer/final/samples.png, $(RUN)/evaluation/evaluation.png and $(RUN)/generated.png"
 
 test: setup  ## Run the fast tests (15 minutes on 2 CPU cores).
 	$(BIN)/python -m pytest

@@ -137,9 +137,7 @@ class SampleGrids(TrainerCallback):
                 language_model,
                 self.processor,
                 sampling.prompts,
-                guidance_scale=sampling.guidance_scale,
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
+                **sampling.defaults(),
                 seed=sampling.seed,
             )
         return image_grid(pictures, sampling.prompts)

@@ -48,13 +48,13 @@ class EvaluationRecipe:
     """Captions that are drawn; 1 or more; fewer where the split has not so many."""
     max_pictures: int = 20_000
     """Pictures of the split that are compared with, the first ones; 1 or more."""
-    guidance_scale: float = 3.0
-    """Classifier-free guidance, 0 or more; 1: none."""
-    temperature: float = 1.0
+    guidance_scale: float | None = None
+    """Classifier-free guidance, 0 or more; 1: none; null, here and in the next three: as saved with the model."""
+    temperature: float | None = None
     """0 (greedy) or more."""
-    top_k: int = 0
+    top_k: int | None = None
     """Only the k likeliest tokens are drawn from; 0: all."""
-    top_p: float = 1.0
+    top_p: float | None = None
     """Only the likeliest tokens that together have this probability are drawn from; in (0, 1]."""
     seed: int = 0
     """Of the drawings."""
@@ -165,7 +165,7 @@ def evaluate_by_recipe(recipe: EvaluationRecipe, show_progress: bool = False) ->
             for caption, place, rank in zip(chosen, places, ranks, strict=True)
         ],
         num_pictures=len(bank.captions),
-        protocol={"network": NETWORK, **_plain(recipe), **provenance()},
+        protocol={"network": NETWORK, **_plain(recipe), "sampling": processor.sampling, **provenance()},
     )
     pairs = [side_by_side(*pair) for pair in zip(drawn, originals, strict=True)]
     _write(result, image_grid(pairs, chosen, cell_size=max(192, pairs[0].width)), recipe)

@@ -48,6 +48,7 @@ def save_final(trainer: Trainer, processor: MultimodalProcessor, recipe: LMRecip
             merge_lora(recipe.model, beside / ADAPTER_NAME, dtype).save_pretrained(beside)
         else:
             model.save_pretrained(beside, state_dict=state_dict)
+        processor.sampling = recipe.sampling.defaults()
         processor.save_pretrained(beside)
         save_recipe(recipe, beside)
         (beside / "README.md").write_text(model_card(processor, recipe, facts), encoding="utf-8")

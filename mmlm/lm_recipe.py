@@ -189,7 +189,7 @@ class TrainingSection:
 
 @dataclass(kw_only=True)
 class SamplingSection:
-    """The pictures drawn while training."""
+    """The pictures drawn while training; all but prompts and seed is saved with the model as its default."""
 
     prompts: list[str] = field(default_factory=lambda: ["red apple", "cat face", "sun", "house"])
     """One picture each."""
@@ -199,6 +199,8 @@ class SamplingSection:
     """Above 0."""
     top_k: int = 0
     """Only the k likeliest tokens are drawn from; 0: all."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability are drawn from; in (0, 1]."""
     seed: int = 0
     """The same draw every time, so that the grids show what training changed."""
 
@@ -206,6 +208,11 @@ class SamplingSection:
         check(len(self.prompts) > 0, "sampling.prompts", "one text or more", self.prompts)
         check(self.temperature > 0, "sampling.temperature", "above 0", self.temperature)
         check(self.top_k >= 0, "sampling.top_k", "0 or more", self.top_k)
+        check(0 < self.top_p <= 1, "sampling.top_p", "in (0, 1]", self.top_p)
+
+    def defaults(self) -> dict[str, Any]:
+        """Return what is saved with the model."""
+        return {name: getattr(self, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
 
 
 @dataclass(kw_only=True)

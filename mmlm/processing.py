@@ -22,6 +22,7 @@ from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
 
 CODEC_FOLDER = "visual_tokenizer"
+SAMPLING_DEFAULTS = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 ENCODE_BATCH = 64
 
 
@@ -36,6 +37,8 @@ class MultimodalProcessor(ProcessorMixin):
         merge: record of the merge; None for models that were trained with their visual tokens.
         codec: the visual tokenizer, put in eval mode; without it pictures can be neither encoded nor decoded.
         codec_hash: the `tokenizer_hash` that the codec must have; computed from `codec` when not given.
+        sampling: how pictures are drawn unless a call says otherwise: any of `guidance_scale`, `temperature`, `top_k`
+            and `top_p`; training saves its recipe's.
         chat_template: as in every processor.
 
     Raises:
@@ -54,6 +57,7 @@ class MultimodalProcessor(ProcessorMixin):
         merge: Mapping[str, Any] | MergeRecord | None = None,
         codec: VisualTokenizer | None = None,
         codec_hash: str | None = None,
+        sampling: Mapping[str, float] | None = None,
         chat_template: str | None = None,
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
@@ -64,6 +68,9 @@ class MultimodalProcessor(ProcessorMixin):
         self.merge = MergeRecord(**merge) if isinstance(merge, Mapping) else merge
         self.codec: VisualTokenizer | None = None
         self.codec_hash = codec_hash
+        self.sampling = {**SAMPLING_DEFAULTS, **(sampling or {})}
+        if unknown := set(self.sampling) - set(SAMPLING_DEFAULTS):
+            raise ValueError(f"sampling has unknown keys {sorted(unknown)}: valid are {list(SAMPLING_DEFAULTS)}")
         if codec is not None:
             self.attach_codec(codec)
 
@@ -208,6 +215,7 @@ class MultimodalProcessor(ProcessorMixin):
             "vocabulary": self.vocabulary.to_dict(),
             "merge": None if self.merge is None else asdict(self.merge),
             "codec_hash": self.codec_hash,
+            "sampling": self.sampling,
         }
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:

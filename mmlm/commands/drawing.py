@@ -36,17 +36,19 @@ def generate(
         typer.Option("--prompts-file", help="Text file, one prompt a line; after those of --prompt."),
     ] = None,
     guidance_scale: Annotated[
-        float, typer.Option("--guidance-scale", help="Classifier-free guidance; 1: off, and half the work.")
-    ] = 3.0,
-    temperature: TemperatureOption = 1.0,
-    top_k: TopKOption = 0,
-    top_p: TopPOption = 1.0,
+        float | None, typer.Option("--guidance-scale", help="Classifier-free guidance; 1: off, and half the work.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0: the likeliest token.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Sample from the k likeliest tokens; 0: all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Sample from the likeliest tokens of this probability.")
+    ] = None,
     seed: SeedOption = 0,
     num_images: Annotated[int, typer.Option("--num-images", help="Pictures of each prompt.")] = 1,
     batch_size: BatchOption = 16,
     device: DeviceOption = None,
 ) -> None:
-    """Draw pictures.
+    """Draw pictures; guidance, temperature, top-k and top-p are by default as saved with the model.
 
     [bold]Examples[/bold]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,10 +24,10 @@ def generate_images(
     model: PreTrainedModel,
     processor: MultimodalProcessor,
     prompts: Sequence[str],
-    guidance_scale: float = 3.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     seed: int = 0,
     num_images_per_prompt: int = 1,
     batch_size: int = 16,
@@ -42,7 +43,8 @@ def generate_images(
         model: merged causal LM; the mode (training or not) of each of its parts is restored afterwards.
         processor: the one of the same folder, with its visual tokenizer.
         prompts: captions; an empty one draws without a condition.
-        guidance_scale: classifier-free guidance, 0 or more; 1 is off, and half the work.
+        guidance_scale: classifier-free guidance, 0 or more; 1 is off, and half the work. This and the next three are
+            by default as saved with the model (`processor.sampling`), else 3.0, 1.0, 0 and 1.0.
         temperature: 0 or more; 0 takes the most likely token.
         top_k: sample from that many of the most likely tokens; 0 is off.
         top_p: sample from the most likely tokens that together have this probability; in (0, 1], 1 is off.
@@ -83,10 +85,10 @@ def generate_indices(
     processor: MultimodalProcessor,
     prompts: Sequence[str],
     *,
-    guidance_scale: float = 3.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     seed: int = 0,
     num_images_per_prompt: int = 1,
     batch_size: int = 16,
@@ -94,6 +96,11 @@ def generate_indices(
     show_progress: bool = False,
 ) -> Tensor:
     """Return the visual indices of pictures, (B, *grid) or (B, *grid, num_codebooks) int64; see `generate_images`."""
+    saved: dict[str, Any] = processor.sampling
+    guidance_scale = saved["guidance_scale"] if guidance_scale is None else guidance_scale
+    temperature = saved["temperature"] if temperature is None else temperature
+    top_k = saved["top_k"] if top_k is None else top_k
+    top_p = saved["top_p"] if top_p is None else top_p
     _check_settings(prompts, guidance_scale, num_images_per_prompt, batch_size)
     check_sampling(temperature, top_k, top_p)
     processor.check_model(model)

@@ -1,11 +1,9 @@
 """One-dimensional tokens: learned latent queries read a picture's patches through a transformer.
 
-Paper: An Image is Worth 32 Tokens for Reconstruction and Generation (Yu et al., 2024), arXiv:2406.07550, section
-3.2:
-patch
-embeddings and K latent tokens are one sequence; after the ViT the K latents are kept. With `stem: cnn` the patches are the
-features of a convolutional network, as in GigaTok: Scaling Visual Tokenizers to 3 Billion Parameters (Xiong et al.,
-2025), arXiv:2504.08736, section 3.1.
+Paper: An Image is Worth 32 Tokens for Reconstruction and Generation (Yu et al., 2024), arXiv:2406.07550, section 3.2:
+patch embeddings and K latent tokens are one sequence; after the ViT the K latents are kept. With `patches: cnn` the
+patches are the features of a convolutional network, as in GigaTok: Scaling Visual Tokenizers to 3 Billion Parameters
+(Xiong et al., 2025), arXiv:2504.08736, section 3.1.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Vector quantization with an explicit codebook, composed from parts.
 
 Papers: Neural Discrete Representation Learning (van den Oord et al., 2017), arXiv:1711.00937, eq. 1–3; with
-`normalize`,
-codes and latents lie on the unit sphere as in Vector-quantized Image Modeling with Improved VQGAN (Yu et al., 2022),
-arXiv:2110.04627, section 3.2. The commitment weight multiplies ‖z − sg(e)‖², as in the paper (not as in the VQGAN code,
-which weighs the other term).
+`normalize`, codes and latents lie on the unit sphere as in Vector-quantized Image Modeling with Improved VQGAN
+(Yu et al., 2022), arXiv:2110.04627, section 3.2. The commitment weight multiplies ‖z − sg(e)‖², as in the paper (not as
+in the VQGAN code, which weighs the other term).
 """
 
 from __future__ import annotations
