@@ -23,10 +23,9 @@ from mmlm.processing import MultimodalProcessor
 from mmlm.trainer_arguments import total_steps, training_arguments
 from mmlm.training import UnifiedTrainer
 from mmlm.user_errors import exit_on_user_error
-from visual_tokenizer.recipe import parse_arguments, save_recipe
+from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.run_folder import RunLock
-from visual_tokenizer.train import with_smoke
 
 logger = logging.getLogger(__name__)
 

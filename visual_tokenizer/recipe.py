@@ -92,6 +92,26 @@ def parse_arguments(cls: type[Recipe], arguments: Sequence[str] | None = None, *
     return read_recipe(cls, path, overrides)
 
 
+def with_smoke(arguments: Sequence[str]) -> list[str]:
+    """Replace `--smoke true` by the overrides of the recipe's section `smoke`, which later arguments override."""
+    words = list(arguments)
+    joined = [word.partition("=")[0] for word in words]
+    if "--smoke" not in joined:
+        return words
+    place = joined.index("--smoke")
+    is_one_word = "=" in words[place]
+    value = words[place].partition("=")[2] if is_one_word else "".join(words[place + 1 : place + 2])
+    rest = words[:place] + words[place + (1 if is_one_word else 2) :]
+    if yaml.safe_load(value) is not True:
+        return rest
+    path = next((rest[i + 1] for i, word in enumerate(rest[:-1]) if word == "--config"), None)
+    if path is None or not os.path.isfile(path):
+        return rest
+    smoke = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}).get("smoke") or {}
+    overrides = [f"--{key}={yaml.safe_dump(item, default_flow_style=True)}" for key, item in smoke.items()]
+    return overrides + rest
+
+
 def help_text(cls: type, *, program: str, about: str) -> str:
     """Describe every field of a recipe: key, default, meaning."""
     lines = [about.strip(), "", f"Usage: {program} --config RECIPE.yaml [--section.field VALUE …]", "", "Fields:"]

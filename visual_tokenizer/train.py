@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-
-import yaml
 
 from visual_tokenizer.callbacks import DivergedError
 from visual_tokenizer.checkpoints import CheckpointError
@@ -14,7 +11,7 @@ from visual_tokenizer.data.decoding import TooManyUnreadableError
 from visual_tokenizer.data.sources.base import DataSourceError
 from visual_tokenizer.encoders.base import ResolutionError
 from visual_tokenizer.processes import FirstProcessError, Interrupted
-from visual_tokenizer.recipe import parse_arguments
+from visual_tokenizer.recipe import parse_arguments, with_smoke
 from visual_tokenizer.registry import ConfigError, UnknownPartError
 from visual_tokenizer.run_folder import RunLockedError
 from visual_tokenizer.training import TokenizerTrainer
@@ -44,27 +41,6 @@ USER_ERRORS = (
     DivergedError,
     TooManyUnreadableError,
 )
-
-
-def with_smoke(arguments: Sequence[str]) -> list[str]:
-    """Replace `--smoke true` by the overrides of the recipe's section `smoke`, which later arguments override."""
-    words = list(arguments)
-    joined = [word.partition("=")[0] for word in words]
-    if "--smoke" not in joined:
-        return words
-    place = joined.index("--smoke")
-    is_one_word = "=" in words[place]
-    value = words[place].partition("=")[2] if is_one_word else "".join(words[place + 1 : place + 2])
-    rest = words[:place] + words[place + (1 if is_one_word else 2) :]
-    if yaml.safe_load(value) is not True:
-        return rest
-    path = next((rest[i + 1] for i, word in enumerate(rest[:-1]) if word == "--config"), None)
-    if path is None or not os.path.isfile(path):
-        return rest
-    with open(path, encoding="utf-8") as file:
-        smoke = (yaml.safe_load(file) or {}).get("smoke") or {}
-    overrides = [f"--{key}={yaml.safe_dump(item, default_flow_style=True)}" for key, item in smoke.items()]
-    return overrides + rest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -142,7 +142,9 @@ def training_batches(
 
 
 class PictureSet:
-    """One process's part of the first `max_pictures` of a split, centre-cropped, each picture once.
+    """One process's part of `max_pictures` of a split, centre-cropped, each picture once.
+
+    They are spread evenly over the split, since sets are often sorted; of a stream they are the first.
 
     Args:
         source: a built source.
@@ -178,9 +180,10 @@ class PictureSet:
             return
         if len(rows) == 0:
             raise DataSourceError(f"{source.config.type}: the split '{split}' holds no picture")
-        part = range(process, len(rows) if max_pictures is None else min(len(rows), max_pictures), processes)
+        count = len(rows) if max_pictures is None else min(len(rows), max_pictures)
+        chosen = [number * len(rows) // count for number in range(process, count, processes)]
         megabytes = section.cache_megabytes
-        self.pictures = PixelDataset(rows.select(part), image_size, transform, cache_megabytes=megabytes)
+        self.pictures = PixelDataset(rows.select(chosen), image_size, transform, cache_megabytes=megabytes)
         self.collate = collate
         if self.pictures.table is None:
             self.workers = section.num_workers
