@@ -45,7 +45,7 @@ test: setup  ## Run the fast tests (15 minutes on 2 CPU cores).
 	$(BIN)/python -m pytest
 
 test-all: setup  ## Run every test, the slow ones too.
-	$(BIN)/python -m pytest -m "not gpu or gpu"
+	$(BIN)/python -m pytest -m ""
 
 check: setup  ## Check format, lint, the import contract and types.
 	$(BIN)/ruff format --check .

@@ -20,6 +20,7 @@ from mmlm.merge_record import MergeRecord, MissingCodecError, check_codec, check
 from mmlm.placeholders import deal_out, to_batch
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
+from visual_tokenizer.locations import require_folder
 
 CODEC_FOLDER = "visual_tokenizer"
 SAMPLING_DEFAULTS = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -259,9 +260,11 @@ class MultimodalProcessor(ProcessorMixin):
             **kwargs: `cache_dir`, `revision`, `token`, … as everywhere.
 
         Raises:
+            FileNotFoundError: a local folder that is not there.
             TokenizerMismatchError: the visual tokenizer is not the one of the merge.
             ValueError: the folder holds no merged model.
         """
+        require_folder(pretrained_model_name_or_path, "a merged model")
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if load_codec:
             subfolder = os.path.join(kwargs.pop("subfolder", ""), CODEC_FOLDER)

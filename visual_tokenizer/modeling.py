@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig, ResolutionError
+from visual_tokenizer.locations import require_folder
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.quantizers.base import IndexOutOfRangeError, Quantizer, QuantizerConfig
 
@@ -57,8 +58,10 @@ class VisualTokenizer(PreTrainedModel):
         """Load a folder or a hub name, as any transformers model; always safetensors.
 
         Raises:
+            FileNotFoundError: a local folder that is not there.
             CheckpointMismatchError: the weights are not those of the config's architecture.
         """
+        require_folder(args[0] if args else kwargs.get("pretrained_model_name_or_path"), "a visual tokenizer")
         kwargs["use_safetensors"] = True
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded

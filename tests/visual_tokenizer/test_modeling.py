@@ -151,6 +151,11 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
         VisualTokenizer.from_pretrained(tmp_path)
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere', where a visual tokenizer should be"):
+        VisualTokenizer.from_pretrained(str(tmp_path / "nowhere"))
+
+
 def test_a_pickle_is_never_loaded(tmp_path):
     tokenizer = build()
     tokenizer.config.save_pretrained(tmp_path)
