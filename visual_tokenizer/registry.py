@@ -185,8 +185,15 @@ def decode_config(cls: type, fields: Mapping[str, Any], where: str) -> Any:
     try:
         return draccus.decode(cls, dict(fields))
     except (draccus.utils.DecodingError, draccus.ParsingError) as error:
-        cause = f": {error.__cause__}" if error.__cause__ is not None else ""
-        raise ConfigError(f"{where}: {error}{cause}") from error
+        raise ConfigError(f"{where}: {_with_first_cause(error)}") from error
+
+
+def _with_first_cause(error: BaseException) -> str:
+    """Return the message of `error` and, where it is lost on the way up, that of what a part's own check said."""
+    message, first = str(error), error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    return message if str(first) in message else f"{message}: {first}"
 
 
 def _refuse_unknown_keys(cls: Any, value: Any, where: str) -> None:

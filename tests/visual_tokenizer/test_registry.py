@@ -6,7 +6,7 @@ from visual_tokenizer.registry import PLUGINS_VARIABLE, ConfigError, PartDefinit
 
 
 def test_unknown_part_names_what_there_is():
-    with pytest.raises(UnknownPartError, match=r"no part 'fsk' in quantizers: .*fsq, vq.* Did you mean 'fsq'\?"):
+    with pytest.raises(UnknownPartError, match=r"no part 'fsk' in quantizers: .*fsq.*vq.* Did you mean 'fsq'\?"):
         build_quantizer("fsk")
 
 
@@ -15,7 +15,7 @@ def test_unknown_part_names_what_there_is():
     [
         ({"codebok_size": 8}, r"quantizers\.vq: unknown key 'codebok_size'.*Did you mean 'codebook_size'\?"),
         ({"update": {"type": "ema", "dcay": 0.5}}, r"vq\.update: unknown key 'dcay'.*'decay'"),
-        ({"update": {"type": "emma"}}, r"vq\.update\.type must be one of ema, gradient, got 'emma'"),
+        ({"update": {"type": "emma"}}, r"vq\.update\.type must be one of .*ema, .*gradient, got 'emma'"),
         ({"update": {"decay": 0.5}}, r"vq\.update\.type must be one of"),
         ({"update": {"type": "ema", "decay": 2}}, r"decay must be in \[0, 1\), got 2"),
         ({"codebook_size": "many"}, r"codebook_size"),

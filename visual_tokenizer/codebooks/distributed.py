@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,6 +19,28 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if is_distributed():
         dist.all_reduce(tensor)
     return tensor
+
+
+def average_over_ranks(tensor: Tensor) -> Tensor:
+    """Average `tensor` over all ranks, with gradient.
+
+    Every rank then computes the same loss from the average; its gradient is summed over ranks on the way back, so that
+    DDP's mean over ranks is the gradient of that one loss.
+    """
+    if not is_distributed():
+        return tensor
+    average: Tensor = _SumOverRanks.apply(tensor) / dist.get_world_size()  # type: ignore[no-untyped-call]
+    return average
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: Any, tensor: Tensor) -> Tensor:
+        return sum_over_ranks(tensor.clone())
+
+    @staticmethod
+    def backward(_context: Any, *gradients: Tensor) -> Tensor:
+        return sum_over_ranks(gradients[0].contiguous().clone())
 
 
 def gather_over_ranks(tensor: Tensor) -> Tensor:

@@ -23,10 +23,27 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         (M,) int64; the smallest index among ties.
     """
-    half_norms = codebook.square().sum(dim=1).mul_(0.5)
+    return _smallest_scores(latents, codebook, codebook.square().sum(dim=1).mul_(0.5))
+
+
+@torch.no_grad()
+def most_similar_codes(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Return the index of the code of the largest inner product: (M, C), (K, C) → (M,) int64."""
+    return _smallest_scores(latents, codebook, codebook.new_zeros(codebook.shape[0]))
+
+
+# One opaque operator, so that torch.compile neither breaks its graph here nor unrolls the chunks.
+@torch.library.custom_op("visual_tokenizer::smallest_scores", mutates_args=())
+def _smallest_scores(latents: Tensor, codebook: Tensor, offsets: Tensor) -> Tensor:
+    """Return argmin over k of (offsets_k − z·e_k)."""
     rows = max(1, SCORE_BYTES // (4 * codebook.shape[0]))
-    chunks = [torch.addmm(half_norms, chunk, codebook.t(), alpha=-1).argmin(dim=1) for chunk in latents.split(rows)]
+    chunks = [torch.addmm(offsets, chunk, codebook.t(), alpha=-1).argmin(dim=1) for chunk in latents.split(rows)]
     return torch.cat(chunks) if chunks else latents.new_zeros(0, dtype=torch.int64)
+
+
+@_smallest_scores.register_fake
+def _(latents: Tensor, codebook: Tensor, offsets: Tensor) -> Tensor:
+    return latents.new_empty(latents.shape[0], dtype=torch.int64)
 
 
 def code_counts(indices: Tensor, codebook_size: int) -> Tensor:

@@ -1,21 +1,29 @@
 """Finite scalar quantization: each channel is bounded and rounded to a few levels; the codebook is their product.
 
 Paper: Finite Scalar Quantization: VQ-VAE Made Simple (Mentzer et al., 2023), arXiv:2309.15505, section 3.1 and the code
-of appendix A. The grid is the published one: an even number of levels L gives −L/2 … L/2−1, divided by L/2, so that
-+1 is never reached. The first channel varies fastest in the index.
+of appendix A. The published grid rounds to integers and divides by ⌊L/2⌋. An even L has no integers symmetric around 0:
+it gets −L/2 … L/2−1, so the codes start at −1 and end at 1 − 2/L, never at +1; a shift of the bound keeps 0 on the
+code 0. The symmetric grid puts L equally spaced codes from −1 to +1, as in Scaling Transformers for Low-Bitrate
+High-Quality Speech Coding (Parker et al., 2024), arXiv:2411.19842, section 3.2, from which the training noise comes as
+well: tanh(z) + U(−1, 1)/(L−1) in place of the rounded value. Codes of one grid mean nothing to the other.
+
+Departs from vector-quantize-pytorch 1.32, whose `noise_dropout` adds U(−½, ½) to the rounded and normalised code
+whatever L, then clamps: here the noise replaces the rounding and is as wide as one bin, on either grid.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from visual_tokenizer.codebooks.search import code_counts
+from visual_tokenizer.codebooks.packing import IndexOrder, pack, place_values, unpack
+from visual_tokenizer.codebooks.usage import usage_metrics
 from visual_tokenizer.outputs import QuantizerOutput
-from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, batch_metrics
+from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig
 
 
 @dataclass(kw_only=True)
@@ -25,8 +33,19 @@ class FSQConfig(QuantizerConfig):
     levels: list[int] = field(default_factory=lambda: [8, 5, 5, 5])
     """Levels of each channel, each 2 or more; their product is the codebook size, below 2^31."""
 
+    grid: Literal["published", "symmetric"] = "published"
+    """Where the codes of a channel lie: −1 … 1 − 2/L for even L and −1 … 1 for odd L, or −1 … 1 for every L."""
+
+    index_order: IndexOrder = "first_fastest"
+    """Which channel changes from one index to the next; the published code has the first."""
+
     epsilon: float = 1e-3
-    """How far the bound reaches past the outer levels, which keeps them reachable by rounding; in (0, 1)."""
+    """How far the published grid's bound reaches past the outer levels, which keeps them reachable by rounding; in
+    (0, 1). The symmetric grid has no such margin: its outer levels are reached from half a bin inside."""
+
+    noise: float = 0.0
+    """Probability with which, in training, a channel of a token gets uniform noise of one bin's width instead of
+    being rounded; in [0, 1]. Indices are always those of rounding."""
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 2:
@@ -35,6 +54,8 @@ class FSQConfig(QuantizerConfig):
             raise ValueError(f"the product of levels must be below 2^31, got {math.prod(self.levels)}")
         if not 0 < self.epsilon < 1:
             raise ValueError(f"epsilon must be in (0, 1), got {self.epsilon}")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"noise must be in [0, 1], got {self.noise}")
 
 
 class FSQ(Quantizer):
@@ -43,10 +64,12 @@ class FSQ(Quantizer):
     Config = FSQConfig
     levels: Tensor
     half_levels: Tensor
-    basis: Tensor
+    places: Tensor
     half_range: Tensor
     offset: Tensor
     shift: Tensor
+    centre: Tensor
+    scale: Tensor
 
     def __init__(self, config: FSQConfig) -> None:
         super().__init__(config)
@@ -56,29 +79,46 @@ class FSQ(Quantizer):
 
     def derived_buffers(self) -> dict[str, Tensor]:
         levels = torch.tensor(self.config.levels)
-        half_range = (levels - 1).float() * (1 + self.config.epsilon) / 2
+        # Integers −⌊L/2⌋ … L−1−⌊L/2⌋ on both grids; the middle of those of an even L is at −½.
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
-        return {
+        constants = {
             "levels": levels,
             "half_levels": levels // 2,
-            "basis": torch.cat([torch.ones(1, dtype=torch.int64), levels.cumprod(0)[:-1]]),
-            "half_range": half_range,
+            "places": place_values(levels, self.config.index_order),
             "offset": offset,
+        }
+        half_range = (levels - 1).float() / 2
+        if self.config.grid == "symmetric":
+            return constants | {
+                "half_range": half_range,
+                "shift": torch.zeros_like(offset),
+                "centre": -offset,
+                "scale": half_range,
+            }
+        half_range = (levels - 1).float() * (1 + self.config.epsilon) / 2
+        return constants | {
+            "half_range": half_range,
             "shift": torch.atanh(offset / half_range),
+            "centre": torch.zeros_like(offset),
+            "scale": (levels // 2).float(),
         }
 
     def quantize(self, latents: Tensor) -> QuantizerOutput:
         bounded = torch.tanh(latents + self.shift) * self.half_range - self.offset
+        rounded = bounded.detach().round()
+        values = rounded
+        if self.training and self.config.noise > 0:
+            is_noisy = torch.rand_like(rounded) < self.config.noise
+            values = torch.where(is_noisy, bounded.detach() + torch.rand_like(rounded) - 0.5, rounded)
         # Straight-through, written so that the value is the grid's to the last bit.
-        rounded = bounded.detach().round() + (bounded - bounded.detach())
-        digits = bounded.detach().round().long() + self.half_levels
-        indices = (digits * self.basis).sum(dim=-1)
+        values = values + (bounded - bounded.detach())
+        indices = pack(rounded.long() + self.half_levels, self.places)
         return QuantizerOutput(
-            codes=rounded / self.half_levels,
+            codes=(values - self.centre) / self.scale,
             indices=indices,
-            metrics=batch_metrics(code_counts(indices, self.codebook_size)),
+            metrics=usage_metrics(indices, self.codebook_size),
         )
 
     def lookup(self, indices: Tensor) -> Tensor:
-        digits = indices[..., None].div(self.basis, rounding_mode="floor") % self.levels
-        return (digits - self.half_levels).float() / self.half_levels
+        digits = unpack(indices, self.places, self.levels)
+        return ((digits - self.half_levels).float() - self.centre) / self.scale

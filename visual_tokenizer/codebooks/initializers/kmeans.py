@@ -1,8 +1,6 @@
 """k-means on a pool of early latents.
 
-Lloyd's algorithm on the latents' own device: assignment by chunked GEMM, means by index-add, empty clusters moved to
-the latents farthest from their centre. Source: Least squares quantization in PCM (Lloyd, 1982); as warm start of a
-codebook: Robust Training of Vector Quantized Bottleneck Models (Łańcucki et al., 2020), arXiv:2005.08520, section 3.
+Paper: Robust Training of Vector Quantized Bottleneck Models (Łańcucki et al., 2020), arXiv:2005.08520, section 3.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.initializers.base import Initializer, InitializerConfig
-from visual_tokenizer.codebooks.search import code_counts, nearest_codes
+from visual_tokenizer.codebooks.lloyd import cluster_centres
 
 
 @dataclass(kw_only=True)
@@ -50,30 +48,5 @@ class KMeans(Initializer):
 
     @torch.no_grad()
     def from_latents(self, latents: Tensor, codebook_size: int) -> Tensor:
-        latents = latents[: self.samples]
-        generator = torch.Generator().manual_seed(self.config.seed)
-        chosen = torch.randperm(latents.shape[0], generator=generator)[:codebook_size].to(latents.device)
-        centres = latents[chosen]
-        missing = codebook_size - centres.shape[0]
-        if missing > 0:  # fewer latents than codes: repeat them, with noise that tells the copies apart
-            again = torch.randint(latents.shape[0], (missing,), generator=generator).to(latents.device)
-            noise = torch.randn(missing, latents.shape[1], generator=generator).to(latents)
-            scale = 0.01 * latents.std(unbiased=False).clamp_min(1e-6)
-            centres = torch.cat([centres, latents[again] + scale * noise])
-        for _ in range(self.config.iterations):
-            centres = self._lloyd(latents, centres)
-        return broadcast_from_first_rank(centres.contiguous())
-
-    @staticmethod
-    def _lloyd(latents: Tensor, centres: Tensor) -> Tensor:
-        indices = nearest_codes(latents, centres)
-        counts = code_counts(indices, centres.shape[0])
-        sums = torch.zeros_like(centres).index_add_(0, indices, latents)
-        means = sums / counts[:, None].clamp_min(1)
-        empty = counts == 0
-        if latents.shape[0] > centres.shape[0] and bool(empty.any()):
-            errors = (latents - centres[indices]).square().sum(dim=1)
-            rows = empty.nonzero().squeeze(1)
-            means[rows] = latents[errors.topk(rows.numel()).indices]
-            return means
-        return torch.where(empty[:, None], centres, means)
+        pool = latents[: self.samples]
+        return broadcast_from_first_rank(cluster_centres(pool, codebook_size, self.config.iterations, self.config.seed))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.registry import PartConfig
 
 
@@ -15,35 +17,74 @@ class ReseederConfig(PartConfig, package="visual_tokenizer.codebooks.reseeders")
     """When a code counts as dead and how often that is looked at."""
 
     usage_below: float = 0.01
-    """A code is dead if its running share of the assignments is below this fraction of 1/K; in (0, 1)."""
+    """A code is dead if its running share of the assignments is below this fraction of 1/K; in [0, 1), 0 is never."""
+
+    unused_steps: int = 0
+    """A code is dead, too, if it was not chosen for this many steps; 0 does not look at that."""
+
+    perplexity_below: float = 1.0
+    """No code is dead while the perplexity of the running shares is at least this fraction of K; in (0, 1]."""
 
     every_steps: int = 100
     """Training steps between two looks; 1 or more."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.usage_below < 1:
-            raise ValueError(f"usage_below must be in (0, 1), got {self.usage_below}")
+        if not 0 <= self.usage_below < 1:
+            raise ValueError(f"usage_below must be in [0, 1), got {self.usage_below}")
+        if self.unused_steps < 0:
+            raise ValueError(f"unused_steps must be 0 or more, got {self.unused_steps}")
+        if self.usage_below == 0 and self.unused_steps == 0:
+            raise ValueError("usage_below and unused_steps are both 0: no code would ever be dead")
+        if not 0 < self.perplexity_below <= 1:
+            raise ValueError(f"perplexity_below must be in (0, 1], got {self.perplexity_below}")
         if self.every_steps < 1:
             raise ValueError(f"every_steps must be 1 or more, got {self.every_steps}")
 
 
-class Reseeder:
-    """Chooses replacements for dead codes."""
+class Reseeder(nn.Module):
+    """Chooses replacements for dead codes, in a number that does not depend on how many are dead.
+
+    So nothing waits for the device to count them: dead code number i takes row i, and those beyond the rows stay.
+    """
 
     Config: ClassVar[type[ReseederConfig]]
 
-    def __init__(self, config: ReseederConfig) -> None:
+    def __init__(self, config: ReseederConfig, *, codebook_size: int, code_dim: int) -> None:
+        super().__init__()
         self.config: Any = config
 
-    def replacements(self, latents: Tensor, errors: Tensor, count: int) -> Tensor:
-        """Return at most `count` new codes, (count, C), the same on every rank.
+    @torch.no_grad()
+    def observe(self, latents: Tensor) -> None:
+        """See the latents (M, C) of each training step."""
+
+    @torch.no_grad()
+    def replacements(
+        self, latents: Tensor, errors: Tensor, codebook: Tensor, shares: Tensor, dead: Tensor
+    ) -> tuple[Tensor, Tensor | int]:
+        """Return new codes (R, C) in the order in which they are to be used, and how many of them are good.
+
+        The same on every rank.
 
         Args:
             latents: (M, C) of this rank's batch.
             errors: (M,) squared distance of each latent to its code.
-            count: how many codes are dead.
+            codebook: (K, C) codes as they are.
+            shares: (K,) running share of each code.
+            dead: (K,) mask of the codes to be replaced.
         """
         raise NotImplementedError
+
+
+def random_order(count: int, pool: Tensor | int, like: Tensor) -> Tensor:
+    """Return a permutation of range(count), the same on every rank, that shuffles the first `pool` and puts them first.
+
+    Args:
+        count: length of the permutation.
+        pool: how many of the first are to be drawn from; a tensor is not read on the host.
+        like: a tensor on the device.
+    """
+    keys = broadcast_from_first_rank(torch.rand(count, device=like.device))
+    return (keys + (torch.arange(count, device=like.device) >= pool)).argsort()
 
 
 PART = Reseeder

@@ -1,7 +1,7 @@
 """Hard-example reseeding: dead codes move to the latents that the codebook serves worst.
 
-The latents of all ranks with the largest quantization error δ = ‖z − e_k‖² are gathered; a random choice among twice
-as many as needed keeps near-copies of one outlier from taking all places.
+The survey's section 4.2, item 2: the latents of all ranks with the largest quantization error δ = ‖z − e_k‖²; a random
+choice among twice as many as needed keeps near-copies of one outlier from taking all places.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank, gather_over_ranks
-from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig
+from visual_tokenizer.codebooks.distributed import gather_over_ranks
+from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig, random_order
 
 
 @dataclass(kw_only=True)
@@ -33,10 +33,13 @@ class HardExample(Reseeder):
 
     Config = HardExampleConfig
 
-    def replacements(self, latents: Tensor, errors: Tensor, count: int) -> Tensor:
-        pool = min(count * self.config.pool_factor, latents.shape[0])
-        worst = errors.topk(pool).indices
+    @torch.no_grad()
+    def replacements(
+        self, latents: Tensor, errors: Tensor, codebook: Tensor, shares: Tensor, dead: Tensor
+    ) -> tuple[Tensor, Tensor | int]:
+        most = min(codebook.shape[0] * self.config.pool_factor, latents.shape[0])
+        worst = errors.topk(most).indices
         candidates = gather_over_ranks(torch.cat([latents[worst], errors[worst, None]], dim=1))
-        best = candidates[candidates[:, -1].argsort(descending=True)][: count * self.config.pool_factor, :-1]
-        order = broadcast_from_first_rank(torch.randperm(best.shape[0], device=best.device))
-        return best[order[:count]]
+        candidates = candidates[candidates[:, -1].argsort(descending=True), :-1]
+        order = random_order(candidates.shape[0], self.config.pool_factor * dead.sum(), candidates)
+        return candidates[order], candidates.shape[0]

@@ -32,12 +32,16 @@ class Update(nn.Module):
         return None
 
     @torch.no_grad()
+    def step_before(self, codebook: Tensor, latents: Tensor, indices: Tensor) -> None:
+        """Move `codebook` (K, C) in place before the codes are looked up; as `step` otherwise."""
+
+    @torch.no_grad()
     def step(self, codebook: Tensor, latents: Tensor, indices: Tensor) -> None:
         """Move `codebook` (K, C) in place, given (M, C) latents and the (M,) codes they chose."""
 
     @torch.no_grad()
     def reset(self, codebook: Tensor, rows: Tensor | None = None) -> None:
-        """Forget what is known of `rows` (all if None), whose codes were just replaced."""
+        """Forget what is known of the codes in the (K,) mask `rows` (all if None), which were just replaced."""
 
 
 PART = Update

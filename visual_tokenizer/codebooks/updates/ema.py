@@ -63,5 +63,5 @@ class EMA(Update):
             self.counts.fill_(1.0)
             self.sums.copy_(codebook)
         else:
-            self.counts[rows] = 1.0
-            self.sums[rows] = codebook[rows]
+            self.counts.masked_fill_(rows, 1.0)
+            self.sums.copy_(torch.where(rows[:, None], codebook, self.sums))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from visual_tokenizer.codebooks.assignment import mean_square
 from visual_tokenizer.codebooks.updates.base import Update, UpdateConfig
 
 
@@ -37,4 +37,4 @@ class Gradient(Update):
         self.weight = config.weight
 
     def loss(self, latents: Tensor, codes: Tensor) -> Tensor:
-        return self.weight * F.mse_loss(codes, latents.detach())
+        return self.weight * mean_square(codes, latents.detach())

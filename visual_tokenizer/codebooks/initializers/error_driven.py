@@ -1,0 +1,49 @@
+"""Error-driven initialisation: at each of the first steps, codes are set to latents that those set so far serve badly.
+
+The survey's section 5, item 4: drawn from the top share of δ = ‖z − e_k‖², so that each step covers what is uncovered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
+from visual_tokenizer.codebooks.initializers.base import Initializer, InitializerConfig
+
+
+@dataclass(kw_only=True)
+class ErrorDrivenConfig(InitializerConfig):
+    """Fields of error-driven initialisation."""
+
+    codes_per_step: int = 64
+    """Codes set at each training step, at most; 1 or more. Fewer look more often at what is left uncovered."""
+
+    top_share: float = 0.25
+    """Share of the step's latents, those of the largest error, that codes are drawn from; in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.codes_per_step < 1:
+            raise ValueError(f"codes_per_step must be 1 or more, got {self.codes_per_step}")
+        if not 0 < self.top_share <= 1:
+            raise ValueError(f"top_share must be in (0, 1], got {self.top_share}")
+
+
+class ErrorDriven(Initializer):
+    """`e_k ← z_i`, i drawn from the latents of the largest δ."""
+
+    Config = ErrorDrivenConfig
+    is_online = True
+
+    def at_construction(self, codebook_size: int, code_dim: int) -> Tensor:
+        return torch.randn(codebook_size, code_dim) * code_dim**-0.5
+
+    def next_codes(self, latents: Tensor, errors: Tensor | None, missing: int) -> Tensor:
+        pool = latents
+        if errors is not None:
+            kept = max(1, round(self.config.top_share * latents.shape[0]))
+            pool = latents[errors.topk(kept).indices]
+        count = min(missing, self.config.codes_per_step, pool.shape[0])
+        return broadcast_from_first_rank(pool[torch.randperm(pool.shape[0], device=pool.device)[:count]])

@@ -1,0 +1,61 @@
+"""Variance and covariance regularization of the codebook: every channel varies, and no two vary together.
+
+Paper: VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning (Bardes et al., 2022),
+arXiv:2105.04906, eq. 1–4, with codes in the place of a batch's embeddings; the invariance term has no counterpart, as
+a code has no second view. Variance and covariance divide by K − 1. The first term is a mean over channels, the second a
+sum over pairs of channels divided by C, as in the paper; neither grows with K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
+
+
+@dataclass(kw_only=True)
+class VICRegConfig(RegularizerConfig):
+    """Fields of the variance and covariance regularizer."""
+
+    variance_weight: float = 25.0
+    """λ_v, factor on the variance term, the paper's; 0 or more."""
+
+    covariance_weight: float = 1.0
+    """λ_c, factor on the covariance term, the paper's; 0 or more."""
+
+    target: float = 1.0
+    """γ, standard deviation of a channel above which its variance term is 0; above 0. On the unit sphere channels have
+    about 1/√C."""
+
+    epsilon: float = 1e-4
+    """Added to the variance, which bounds the root's gradient; above 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("variance_weight", "covariance_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.variance_weight == self.covariance_weight == 0:
+            raise ValueError("variance_weight and covariance_weight must not both be 0")
+        for name in ("target", "epsilon"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+class VICReg(Regularizer):
+    """`λ_v mean_d max(0, γ − √(Var_d + ε)) + λ_c Σ_{i≠j} Cov_ij² / C`."""
+
+    Config = VICRegConfig
+    moves_latents = False
+
+    def forward(self, latents: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+        size, dim = codebook.shape
+        centred = codebook - codebook.mean(dim=0)
+        covariance = centred.t() @ centred / max(size - 1, 1)
+        variances = covariance.diagonal()
+        variance_term = F.relu(self.config.target - (variances + self.config.epsilon).sqrt()).mean()
+        covariance_term = (covariance - variances.diag()).square().sum() / dim
+        return self.config.variance_weight * variance_term + self.config.covariance_weight * covariance_term

@@ -1,0 +1,44 @@
+"""Random reseeding: dead codes move to random latents of the step, with a little noise.
+
+As in Jukebox: A Generative Model for Music (Dhariwal et al., 2020), arXiv:2005.00341, section 3.1, and the RQ-VAE of
+Lee et al. (2022), arXiv:2203.01941; the survey's section 4.2, item 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank, gather_over_ranks
+from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig, random_order
+
+
+@dataclass(kw_only=True)
+class RandomConfig(ReseederConfig):
+    """Fields of random reseeding."""
+
+    noise: float = 0.01
+    """Standard deviation σ of the noise, as a fraction of the latents' own along each channel; 0 or more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.noise >= 0:
+            raise ValueError(f"noise must be 0 or more, got {self.noise}")
+
+
+class Random(Reseeder):
+    """`e_k ← z_j + σε`."""
+
+    Config = RandomConfig
+
+    @torch.no_grad()
+    def replacements(
+        self, latents: Tensor, errors: Tensor, codebook: Tensor, shares: Tensor, dead: Tensor
+    ) -> tuple[Tensor, Tensor | int]:
+        pool = gather_over_ranks(latents)
+        chosen = pool[random_order(pool.shape[0], pool.shape[0], pool)]
+        if chosen.shape[0] > 0:
+            chosen = chosen + self.config.noise * chosen.std(dim=0, unbiased=False) * torch.randn_like(chosen)
+        return broadcast_from_first_rank(chosen), chosen.shape[0]

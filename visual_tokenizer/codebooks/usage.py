@@ -1,0 +1,48 @@
+"""How evenly one batch uses the codes, without a table of all codes where there are too many."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from visual_tokenizer.codebooks.search import code_counts
+
+COUNTED_CODES = 2**20
+"""Largest codebook for which a table of all codes is counted (4 MiB); beyond it the batch's indices are sorted."""
+
+
+def distinct_counts(indices: Tensor) -> Tensor:
+    """Count how often each index that occurs does, by sorting: no table of all codes, no host sync.
+
+    Args:
+        indices: any shape, M integers.
+
+    Returns:
+        (M + 1,) float32: a count for each distinct index in ascending order, then zeros.
+    """
+    ordered = indices.reshape(-1).sort().values
+    is_next = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()])[: ordered.shape[0]]
+    return code_counts(is_next.cumsum(0), ordered.shape[0] + 1)
+
+
+def usage_metrics(indices: Tensor, codebook_size: int) -> dict[str, Tensor]:
+    """Return perplexity exp(H) and usage (share of codes used) of one batch's indices, exact at any codebook size.
+
+    The memory is that of min(codebook_size, 2^20) counts or of the indices, whichever the size of the codebook calls
+    for; never codebook_size where that is larger.
+    """
+    is_small = codebook_size <= COUNTED_CODES
+    counts = code_counts(indices, codebook_size) if is_small else distinct_counts(indices)
+    return batch_metrics(counts, codebook_size)
+
+
+def batch_metrics(counts: Tensor, codebook_size: int | None = None) -> dict[str, Tensor]:
+    """Return perplexity exp(H) and usage (share of codes used) of the counts of one batch.
+
+    Args:
+        counts: how often each code was chosen; codes that were not may be left out.
+        codebook_size: number of codes; that of the counts if None.
+    """
+    entropy = torch.special.entr(counts / counts.sum().clamp_min(1)).sum()
+    size = counts.shape[0] if codebook_size is None else codebook_size
+    return {"perplexity": entropy.exp(), "usage": (counts > 0).sum() / size}

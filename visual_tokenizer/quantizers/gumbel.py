@@ -1,0 +1,107 @@
+"""The quantizer of DALL·E's dVAE: learned logits, a relaxed draw from them in training, their argmax in use.
+
+Papers: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), arXiv:2102.12092, section 2.1 and appendix A.2;
+Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2017), arXiv:1611.01144, eq. 2. The logits are a linear
+map of the latents (the dVAE's last 1×1 convolution), codes are rows of an embedding (its decoder's first). Tokens ×
+codes stand in memory, because each pair has its own noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visual_tokenizer.codebooks.annealing import cosine_annealed, linear_warmup
+from visual_tokenizer.codebooks.relaxation import gumbel_noise, kl_to_uniform
+from visual_tokenizer.codebooks.search import code_counts
+from visual_tokenizer.outputs import QuantizerOutput
+from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, batch_metrics
+
+
+@dataclass(kw_only=True)
+class GumbelConfig(QuantizerConfig):
+    """Fields of the dVAE's quantizer."""
+
+    codebook_size: int = 8192
+    """Number of codes K; 2 or more."""
+
+    code_dim: int = 32
+    """Channels of latents and codes; 1 or more."""
+
+    temperature: float = 1.0
+    """τ at the first step; above 0."""
+
+    final_temperature: float = 1 / 16
+    """τ after `anneal_steps`; above 0."""
+
+    anneal_steps: int = 150000
+    """Steps over which τ falls along half a cosine; 0 or more."""
+
+    hard: bool = False
+    """Let the decoder see the drawn code itself, with the relaxation's gradient (straight-through Gumbel-softmax)."""
+
+    kl_weight: float = 5e-4
+    """Factor on the mean over tokens of KL(softmax(logits) ‖ uniform) in nats; 0 or more. The dVAE's 6.6 weighs the sum
+    over tokens per sub-pixel: 6.6 · N / (3HW) here."""
+
+    kl_warmup_steps: int = 5000
+    """Steps over which that factor grows from 0; 0 or more."""
+
+    def __post_init__(self) -> None:
+        if self.codebook_size < 2:
+            raise ValueError(f"codebook_size must be 2 or more, got {self.codebook_size}")
+        if self.code_dim < 1:
+            raise ValueError(f"code_dim must be 1 or more, got {self.code_dim}")
+        for name in ("temperature", "final_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("anneal_steps", "kl_weight", "kl_warmup_steps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+class Gumbel(Quantizer):
+    """`softmax((Wz + b + g)/τ) E` in training, `E[argmax(Wz + b)]` in use."""
+
+    Config = GumbelConfig
+    steps: Tensor
+
+    def __init__(self, config: GumbelConfig) -> None:
+        super().__init__(config)
+        self.codebook_size = config.codebook_size
+        self.code_dim = config.code_dim
+        self.to_logits = nn.Linear(config.code_dim, config.codebook_size)
+        self.codebook = nn.Parameter(torch.randn(config.codebook_size, config.code_dim))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def quantize(self, latents: Tensor) -> QuantizerOutput:
+        config = self.config
+        logits = self.to_logits(latents.reshape(-1, self.code_dim))
+        losses = {}
+        if self.training:
+            noisy = logits + gumbel_noise(logits.shape[0], logits.shape[1], logits)
+            temperature = cosine_annealed(config.temperature, config.final_temperature, config.anneal_steps, self.steps)
+            relaxed = (noisy / temperature).softmax(dim=1) @ self.codebook
+            indices = noisy.detach().argmax(dim=1)
+            drawn = self.codebook[indices].detach()
+            codes = drawn + (relaxed - relaxed.detach()) if config.hard else relaxed
+            if config.kl_weight > 0:
+                weight = config.kl_weight * linear_warmup(config.kl_warmup_steps, self.steps)
+                losses["kl_uniform"] = weight * kl_to_uniform(logits)
+            self.steps.add_(1)
+        else:
+            indices = logits.argmax(dim=1)
+            expected = logits.softmax(dim=1) @ self.codebook.detach()
+            codes = self.codebook[indices] + (expected - expected.detach())
+        return QuantizerOutput(
+            codes=codes.view(latents.shape),
+            indices=indices.view(latents.shape[:-1]),
+            losses=losses,
+            metrics=batch_metrics(code_counts(indices, self.codebook_size)),
+        )
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return F.embedding(indices, self.codebook)
