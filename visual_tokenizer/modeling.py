@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.decoders.base import DecoderConfig
-from visual_tokenizer.encoders.base import EncoderConfig, ResolutionError
+from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
 from visual_tokenizer.locations import require_folder
 from visual_tokenizer.outputs import TokenizerOutput
-from visual_tokenizer.quantizers.base import IndexOutOfRangeError, Quantizer, QuantizerConfig
+from visual_tokenizer.quantizers.base import IndexOutOfRangeError, LatentsError, Quantizer, QuantizerConfig
+from visual_tokenizer.registry import ConfigError
 
 
 class PixelsError(ValueError):
@@ -23,6 +24,18 @@ class PixelsError(ValueError):
 
 class CheckpointMismatchError(ValueError):
     """Weights that don't fit the architecture of the config."""
+
+
+def _linear_map(part: Encoder | Decoder, in_channels: int, out_channels: int) -> nn.Module:
+    """Return the map between the channels of `part` and those of a code."""
+    if not part.latents_are_codes:
+        return nn.Linear(in_channels, out_channels)
+    if in_channels != out_channels:
+        raise ConfigError(
+            f"{type(part).__name__} quantizes its {part.width} channels as they are: the quantizer's code_dim must be "
+            f"{part.width}, got {in_channels + out_channels - part.width}"
+        )
+    return nn.Identity()
 
 
 class VisualTokenizer(PreTrainedModel):
@@ -39,8 +52,10 @@ class VisualTokenizer(PreTrainedModel):
         self.encoder = EncoderConfig.family.build(config.encoder, image_size=config.image_size)
         self.quantizer: Quantizer = QuantizerConfig.family.build(config.quantizer)
         self.decoder = DecoderConfig.family.build(config.decoder, image_size=config.image_size)
-        self.to_codes = nn.Linear(self.encoder.width, self.quantizer.code_dim)
-        self.from_codes = nn.Linear(self.quantizer.code_dim, self.decoder.width)
+        code_dim = self.quantizer.code_dim
+        self.to_codes = _linear_map(self.encoder, self.encoder.width, code_dim)
+        self.from_codes = _linear_map(self.decoder, code_dim, self.decoder.width)
+        self.token_grid()  # refuses a quantizer made for another grid than the encoder's
         self.post_init()
 
     @torch.no_grad()
@@ -93,14 +108,25 @@ class VisualTokenizer(PreTrainedModel):
         """Indices a position."""
         return self.quantizer.num_codebooks
 
-    def token_grid(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
-        """Return the shape of one picture's tokens; height and width in pixels, the nominal size by default.
+    def latent_grid(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        """Return the shape of one picture's latents; height and width in pixels, the nominal size by default.
 
         Raises:
             ResolutionError: a size that the encoder can't take.
         """
         size = self.config.image_size
         return self.encoder.token_grid(size if height is None else height, size if width is None else width)
+
+    def token_grid(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        """Return the shape of one picture's tokens; height and width in pixels, the nominal size by default.
+
+        Raises:
+            ResolutionError: a size that the encoder or the quantizer can't take.
+        """
+        try:
+            return self.quantizer.token_grid(self.latent_grid(height, width))
+        except LatentsError as error:
+            raise ResolutionError(str(error)) from error
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Return what enters the quantizer: (B, 3, H, W) in [-1, 1] → (B, N, code_dim).
@@ -120,7 +146,7 @@ class VisualTokenizer(PreTrainedModel):
         latents = self.latents(pixels)
         quantized = self.quantizer(latents)
         return TokenizerOutput(
-            pixels=self.decoder(self.from_codes(quantized.codes), grid),
+            pixels=self.decoder(self.from_codes(quantized.codes), self.latent_grid(*pixels.shape[-2:])),
             indices=self._fold(quantized.indices, grid),
             latents=latents,
             codes=quantized.codes,
@@ -158,5 +184,6 @@ class VisualTokenizer(PreTrainedModel):
                 f"got {tuple(indices.shape)}"
             )
         flat = indices.reshape(indices.shape[0], math.prod(shape), *indices.shape[1 + len(shape) :])
-        codes = self.quantizer.indices_to_codes(flat).to(self.from_codes.weight.dtype)
-        return self.decoder(self.from_codes(codes), shape).clamp(-1, 1)
+        codes = self.quantizer.indices_to_codes(flat).to(self.dtype)
+        grid = shape if self.quantizer.latent_grid is None else self.latent_grid()
+        return self.decoder(self.from_codes(codes), grid).clamp(-1, 1)

@@ -1,5 +1,7 @@
 """What holds for every quantizer there is, those of plugins included."""
 
+import math
+
 import pytest
 import torch
 
@@ -16,18 +18,27 @@ def quantizer(request):
 
 
 def latents_for(quantizer, batch=2, length=24, requires_grad=False):
+    """Draw latents; of whole pictures, whatever the length, where the quantizer takes those only."""
+    if quantizer.latent_grid is not None:
+        length = math.prod(quantizer.latent_grid)
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(batch, length, quantizer.code_dim, generator=generator)
     return latents.requires_grad_(requires_grad)
 
 
+def indices_shape(quantizer, batch, length):
+    """Return what the indices of (batch, length) positions, or of whole pictures, should look like."""
+    if quantizer.latent_grid is not None:
+        length = quantizer.token_grid(quantizer.latent_grid)[0]
+    return (batch, length) if quantizer.num_codebooks == 1 else (batch, length, quantizer.num_codebooks)
+
+
 def test_output_shapes_and_kinds(quantizer):
     latents = latents_for(quantizer)
     output = quantizer(latents)
-    expected = (2, 24) if quantizer.num_codebooks == 1 else (2, 24, quantizer.num_codebooks)
     assert isinstance(output, QuantizerOutput)
     assert output.codes.shape == latents.shape
-    assert output.indices.shape == expected
+    assert output.indices.shape == indices_shape(quantizer, 2, 24)
     assert output.indices.dtype == torch.int64
     assert 0 <= output.indices.min() <= output.indices.max() < quantizer.codebook_size
     assert all(loss.ndim == 0 for loss in output.losses.values())
@@ -45,9 +56,10 @@ def test_every_index_has_a_code_of_its_own(quantizer):
     quantizer(latents_for(quantizer))
     quantizer.eval()
     some = torch.randperm(quantizer.codebook_size)[:512]
-    if quantizer.num_codebooks == 1:
-        codes = quantizer.indices_to_codes(some[None])[0]
-        assert codes.unique(dim=0).shape[0] == some.numel()
+    indices = torch.zeros(indices_shape(quantizer, some.numel(), 1), dtype=torch.int64)
+    indices[:, -1] = some if quantizer.num_codebooks == 1 else some[:, None]
+    codes = quantizer.indices_to_codes(indices)
+    assert codes.unique(dim=0).shape[0] == some.numel()
 
 
 def test_gradient_reaches_the_latents(quantizer):
@@ -75,7 +87,10 @@ def test_save_and_load(quantizer, tmp_path):
     twin.load_state_dict(quantizer.state_dict())
     latents = latents_for(quantizer)
     for step in range(2):
-        first, second = quantizer(latents), twin(latents)
+        torch.manual_seed(step)
+        first = quantizer(latents)
+        torch.manual_seed(step)
+        second = twin(latents)
         assert torch.equal(first.indices, second.indices), step
         assert torch.equal(first.codes, second.codes), step
 
@@ -97,29 +112,38 @@ def test_deterministic_under_seed(quantizer):
 @pytest.mark.parametrize("training", [True, False])
 def test_single_token_and_empty_input(quantizer, batch, length, training):
     quantizer.train(training)
-    output = quantizer(latents_for(quantizer, batch, length))
-    assert output.codes.shape == (batch, length, quantizer.code_dim)
+    latents = latents_for(quantizer, batch, length)
+    output = quantizer(latents)
+    assert output.codes.shape == latents.shape
+    assert output.indices.shape == indices_shape(quantizer, batch, length)
     assert all(torch.isfinite(value) for value in output.metrics.values())
     assert torch.isfinite(quantizer.indices_to_codes(torch.zeros_like(output.indices))).all()
     assert all(torch.isfinite(tensor).all() for tensor in quantizer.state_dict().values())
 
 
 def test_bad_latents_are_refused(quantizer):
+    latents = latents_for(quantizer)
     with pytest.raises(LatentsError, match=rf"\(B, N, {quantizer.code_dim}\)"):
-        quantizer(torch.zeros(2, 3, quantizer.code_dim + 1))
+        quantizer(torch.cat([latents, latents[..., :1]], dim=2))
     with pytest.raises(LatentsError, match="int64"):
-        quantizer(torch.zeros(2, 3, quantizer.code_dim, dtype=torch.int64))
+        quantizer(latents.long())
     with pytest.raises(RuntimeError, match="NaN"):
-        quantizer(torch.full((1, 2, quantizer.code_dim), float("nan")))
+        quantizer(torch.full_like(latents, float("nan")))
+    if quantizer.latent_grid is not None:
+        with pytest.raises(LatentsError, match="takes a grid of"):
+            quantizer(latents[:, 1:])
 
 
 def test_indices_out_of_range_are_refused(quantizer):
-    shape = (1, 1) if quantizer.num_codebooks == 1 else (1, 1, quantizer.num_codebooks)
+    shape = indices_shape(quantizer, 1, 1)
     for wrong in (-1, quantizer.codebook_size):
         with pytest.raises(IndexOutOfRangeError, match=str(wrong)):
             quantizer.indices_to_codes(torch.full(shape, wrong))
     with pytest.raises(IndexOutOfRangeError, match="integers"):
         quantizer.indices_to_codes(torch.zeros(shape))
+    if quantizer.latent_grid is not None:
+        with pytest.raises(IndexOutOfRangeError, match=rf"\(B, {shape[1]}"):
+            quantizer.indices_to_codes(torch.zeros(1, shape[1] + 1, dtype=torch.int64))
 
 
 def test_config_round_trips(quantizer):

@@ -137,7 +137,14 @@ def test_config_holds_every_field_and_round_trips(tmp_path):
     config = VisualTokenizerConfig()
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
-    assert written["quantizer"] == {"type": "fsq", "levels": [8, 5, 5, 5], "epsilon": 1e-3}
+    assert written["quantizer"] == {
+        "type": "fsq",
+        "levels": [8, 5, 5, 5],
+        "grid": "published",
+        "index_order": "first_fastest",
+        "epsilon": 1e-3,
+        "noise": 0.0,
+    }
     assert written["encoder"]["channel_multipliers"] == [1, 1, 2, 2, 4]
     assert VisualTokenizerConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 

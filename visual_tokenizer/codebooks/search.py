@@ -5,8 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SCORE_BYTES = 32 * 2**20
-"""Budget of one chunk's (tokens × codes) score matrix; it stays in the last-level cache of a server CPU."""
+TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
+"""Budget of one tile of scores (tokens × codes). Two tiles' worth fits a CPU core's caches: for 8192 tokens × 8192
+codes of 64 channels 4 MiB took 2.0 times less than scores as a whole, most of it page faults of fresh memory."""
+
+TILE_CODES = 8192
+"""Codes of a tile, at most."""
+
+BLOCK_CODES = 128
+"""Codes whose smallest score is found first. On a CPU `amin` is vectorised and `argmin` is not: over 8192 codes the
+smallest block's `argmin` after all blocks' `amin` took 3.4 times less than `argmin` at once."""
 
 
 @torch.no_grad()
@@ -36,9 +44,40 @@ def most_similar_codes(latents: Tensor, codebook: Tensor) -> Tensor:
 @torch.library.custom_op("visual_tokenizer::smallest_scores", mutates_args=())
 def _smallest_scores(latents: Tensor, codebook: Tensor, offsets: Tensor) -> Tensor:
     """Return argmin over k of (offsets_k − z·e_k)."""
-    rows = max(1, SCORE_BYTES // (4 * codebook.shape[0]))
-    chunks = [torch.addmm(offsets, chunk, codebook.t(), alpha=-1).argmin(dim=1) for chunk in latents.split(rows)]
-    return torch.cat(chunks) if chunks else latents.new_zeros(0, dtype=torch.int64)
+    size = codebook.shape[0]
+    width = min(size, TILE_CODES)
+    budget = TILE_BYTES.get(latents.device.type, TILE_BYTES["cuda"])
+    rows = min(max(128, budget // (4 * width)), latents.shape[0])
+    # Columns beyond the codes of a tile stay infinite, so that blocks are whole.
+    memory = latents.new_full((rows, -(-width // BLOCK_CODES) * BLOCK_CODES), torch.inf)
+    indices = latents.new_empty(latents.shape[0], dtype=torch.int64)
+    for start in range(0, latents.shape[0], max(rows, 1)):
+        tokens = latents[start : start + rows]
+        best: Tensor | None = None
+        for first in range(0, size, TILE_CODES):
+            codes = codebook[first : first + TILE_CODES]
+            scores = memory[: tokens.shape[0], : -(-codes.shape[0] // BLOCK_CODES) * BLOCK_CODES]
+            if codes.shape[0] < width:  # the last tile, where an earlier one left its scores
+                scores[:, codes.shape[0] :] = torch.inf
+            target = scores[:, : codes.shape[0]]
+            torch.addmm(offsets[first : first + TILE_CODES], tokens, codes.t(), alpha=-1, out=target)
+            smallest, found = _smallest(scores)
+            if best is None:
+                best, chosen = smallest, found
+            else:  # strictly smaller: the first of equal codes stays
+                is_better = smallest < best
+                best = torch.where(is_better, smallest, best)
+                chosen = torch.where(is_better, found + first, chosen)
+        indices[start : start + rows] = chosen
+    return indices
+
+
+def _smallest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest score of each row and its place, the first one among ties: (M, K) → (M,), (M,)."""
+    blocks = scores.unflatten(1, (-1, BLOCK_CODES))
+    smallest, block = blocks.amin(dim=2).min(dim=1)
+    inside = blocks.gather(1, block[:, None, None].expand(-1, 1, BLOCK_CODES)).squeeze(1).argmin(dim=1)
+    return smallest, block * BLOCK_CODES + inside
 
 
 @_smallest_scores.register_fake

@@ -20,6 +20,8 @@ class Decoder(nn.Module):
 
     Config: ClassVar[type[DecoderConfig]]
     width: int
+    latents_are_codes: ClassVar[bool] = False
+    """Whether it takes codes as they are, without a linear map from the code dimension."""
 
     def __init__(self, config: DecoderConfig, *, image_size: int) -> None:
         super().__init__()

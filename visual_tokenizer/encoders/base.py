@@ -24,6 +24,8 @@ class Encoder(nn.Module):
 
     Config: ClassVar[type[EncoderConfig]]
     width: int
+    latents_are_codes: ClassVar[bool] = False
+    """Whether its latents are quantized as they are, without a linear map to the code dimension."""
 
     def __init__(self, config: EncoderConfig, *, image_size: int) -> None:
         super().__init__()

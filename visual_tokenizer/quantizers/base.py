@@ -138,9 +138,9 @@ class Quantizer(nn.Module):
         """Make the first codebook from this rank's latents (M, C)."""
 
     def whole_pictures(self, latents: Tensor) -> Tensor:
-        """Fold (M, C) latents into as many pictures as they fill, (B, N, C); one of M, if positions stand alone."""
-        length = latents.shape[0] if self.latent_grid is None else math.prod(self.latent_grid)
-        pictures = 1 if self.latent_grid is None else latents.shape[0] // length
+        """Fold (M, C) latents into as many pictures as they fill, (B, N, C); N is 1 where positions stand alone."""
+        length = 1 if self.latent_grid is None else math.prod(self.latent_grid)
+        pictures = latents.shape[0] // length
         return latents[: pictures * length].reshape(pictures, length, latents.shape[1])
 
     @torch.no_grad()
@@ -167,7 +167,8 @@ class Composition(Quantizer):
     A subclass hands its parts to `_take_parts` and sets `code_dim`.
     """
 
-    parts: nn.ModuleList
+    parts: Any
+    """An `nn.ModuleList` of quantizers; torch types its items as plain modules."""
 
     def _take_parts(self, parts: Sequence[Quantizer], repeats: int = 1) -> None:
         """Keep `parts`, each used `repeats` times.

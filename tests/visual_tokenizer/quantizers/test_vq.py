@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from visual_tokenizer import build_quantizer
 from visual_tokenizer.codebooks import search
 from visual_tokenizer.codebooks.initializers.base import InitializerConfig
-from visual_tokenizer.codebooks.search import code_counts, nearest_codes
+from visual_tokenizer.codebooks.search import code_counts, most_similar_codes, nearest_codes
 
 
 def vq(**fields):
@@ -13,12 +13,21 @@ def vq(**fields):
     return build_quantizer("vq", **{"codebook_size": 16, "code_dim": 4, **fields})
 
 
-def test_search_is_the_brute_force_argmin_whatever_the_chunk(monkeypatch):
-    latents, codebook = torch.randn(257, 8), torch.randn(33, 8)
-    expected = torch.cdist(latents, codebook).argmin(dim=1)
-    assert torch.equal(nearest_codes(latents, codebook), expected)
-    monkeypatch.setattr(search, "SCORE_BYTES", 4 * 33 * 10)
-    assert torch.equal(nearest_codes(latents, codebook), expected)
+@pytest.mark.parametrize("size", [2, 33, 128, 257, 400])
+@pytest.mark.parametrize("tile_codes", [128, 256, 8192])
+def test_search_is_the_brute_force_argmin_whatever_the_tiles(monkeypatch, size, tile_codes):
+    monkeypatch.setattr(search, "TILE_CODES", tile_codes)
+    monkeypatch.setitem(search.TILE_BYTES, "cpu", 4)
+    latents, codebook = torch.randn(300, 8), torch.randn(size, 8)
+    distances = (latents[:, None] - codebook).square().sum(dim=2)
+    assert torch.equal(nearest_codes(latents, codebook), distances.argmin(dim=1))
+    assert torch.equal(most_similar_codes(latents, codebook), (latents @ codebook.T).argmax(dim=1))
+
+
+def test_the_first_of_equal_codes_is_chosen(monkeypatch):
+    monkeypatch.setattr(search, "TILE_CODES", 128)
+    codebook = torch.randn(10, 4)[torch.arange(400) % 10]
+    assert nearest_codes(torch.randn(50, 4), codebook).max() < 10
 
 
 def test_counts():

@@ -1,0 +1,127 @@
+"""Entry point: `python -m visual_tokenizer.features --output FILE`: features that a codebook can begin with."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from visual_tokenizer.backbones.base import Backbone, MissingWeightsError, check_layers, load_backbone
+from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
+from visual_tokenizer.recipe import parse_arguments
+from visual_tokenizer.train import USER_ERRORS
+from visual_tokenizer.training_data import PictureSet
+from visual_tokenizer.training_recipe import DataSection
+
+PROGRAM = "python -m visual_tokenizer.features"
+
+ABOUT = """\
+Write the features of a frozen picture network to a file, from which the initializer `features` makes a codebook.
+
+Examples:
+  python -m visual_tokenizer.features --output features.safetensors
+  python -m visual_tokenizer.features --output features.safetensors --level 2 --image_size 128 \\
+    --data.source.type image_folder --data.source.folder pictures
+  python -m visual_tokenizer.train --config RECIPE.yaml \\
+    --quantizer.initializer "{type: features, path: features.safetensors}\""""
+
+
+@dataclass(kw_only=True)
+class FeaturesRecipe:
+    """Which features of which pictures."""
+
+    output: str
+    """The safetensors file; it holds one tensor `features` (M, D)."""
+
+    backbone: str = "efficientnet_lite0"
+    """The frozen network."""
+
+    weights: str | None = None
+    """State dict of the network; null: that of the installed package."""
+
+    level: int = -1
+    """Feature map that is taken, 0 the finest, -1 the coarsest; its places are the features."""
+
+    data: DataSection = field(default_factory=DataSection)
+    """Pictures."""
+
+    split: str = "train"
+    """train, heldout or all."""
+
+    image_size: int = 64
+    """Side of a picture in pixels; 1 or more."""
+
+    max_pictures: int | None = None
+    """At most so many pictures; null for all."""
+
+    max_features: int = 65536
+    """At most so many features, an equal number of each picture drawn at random; 2 or more."""
+
+    batch_size: int = 32
+    """Pictures of one pass; 1 or more."""
+
+    seed: int = 0
+    """Seed of the draw."""
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        for name, least in (("image_size", 1), ("batch_size", 1), ("max_features", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if self.max_pictures is not None and self.max_pictures < 1:
+            raise ValueError(f"max_pictures must be 1 or more, got {self.max_pictures}")
+
+
+@torch.no_grad()
+def write_features(recipe: FeaturesRecipe) -> Tensor:
+    """Write the file and return its features (M, D).
+
+    Raises:
+        MissingWeightsError: the network's weights are not there.
+        DataSourceError: no such pictures.
+        ValueError: the network has no such level.
+    """
+    network: Backbone = load_backbone(recipe.backbone, recipe.weights)
+    level = recipe.level if recipe.level >= 0 else len(network.feature_dims) + recipe.level
+    check_layers([level], network)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device)
+    source = SourceConfig.family.build(recipe.data.source)
+    pictures = PictureSet(
+        source, recipe.split, recipe.data, image_size=recipe.image_size, max_pictures=recipe.max_pictures
+    )
+    generator = torch.Generator().manual_seed(recipe.seed)
+    found: list[Tensor] = []
+    for batch in tqdm(pictures.batches(recipe.batch_size), desc="features", unit="batch"):
+        maps = network.features(batch["pixels"].to(device), level + 1)[level].flatten(2).mT.cpu()
+        found.extend(places[torch.randperm(places.shape[0], generator=generator)] for places in maps)
+    each = math.ceil(recipe.max_features / len(found))
+    features = torch.cat([places[:each] for places in found])[: recipe.max_features].contiguous()
+    Path(recipe.output).parent.mkdir(parents=True, exist_ok=True)
+    save_file({"features": features}, recipe.output, metadata={"backbone": recipe.backbone, "level": str(level)})
+    return features
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write features by the command line's arguments; return 0, or 2 where the user has to put something right."""
+    try:
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        recipe = parse_arguments(FeaturesRecipe, words, program=PROGRAM, about=ABOUT)
+        features = write_features(recipe)
+    except (*USER_ERRORS, MissingWeightsError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {features.shape[0]} features of {features.shape[1]} channels to {recipe.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

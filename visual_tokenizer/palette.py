@@ -1,0 +1,126 @@
+"""Entry point: `python -m visual_tokenizer.palette --output DIR`: a tokenizer whose codes are colours."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from visual_tokenizer.configuration import VisualTokenizerConfig
+from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.data.transforms import RESIZE_FILTERS
+from visual_tokenizer.modeling import VisualTokenizer
+from visual_tokenizer.processing import VisualTokenizerImageProcessor
+from visual_tokenizer.recipe import parse_arguments, save_recipe
+from visual_tokenizer.train import USER_ERRORS
+from visual_tokenizer.training_data import PictureSet
+from visual_tokenizer.training_recipe import DataSection
+
+PROGRAM = "python -m visual_tokenizer.palette"
+
+ABOUT = """\
+Make the colour palette of image GPT: k-means of the pixels of a set of pictures; each pixel becomes one token, its
+nearest colour. The result is a visual tokenizer like any other, without anything to train.
+
+Examples:
+  python -m visual_tokenizer.palette --output runs/palette
+  python -m visual_tokenizer.palette --output runs/palette --colours 512 --image_size 32 \\
+    --data.source.type image_folder --data.source.folder pictures"""
+
+
+@dataclass(kw_only=True)
+class PaletteRecipe:
+    """How many colours, of which pictures."""
+
+    output: str
+    """Folder of the tokenizer."""
+
+    colours: int = 512
+    """Colours in the palette; 2 or more. Image GPT has 512: 9 bits a pixel."""
+
+    image_size: int = 32
+    """Side of a picture in pixels, each of which is a token; 1 or more. Image GPT has 32, 48 and 64."""
+
+    data: DataSection = field(default_factory=DataSection)
+    """Pictures; those of the split `train` are looked at."""
+
+    max_pixels: int = 262144
+    """Pixels that are clustered, at most, the same number from each picture; 2 or more."""
+
+    iterations: int = 20
+    """k-means iterations; 1 or more."""
+
+    seed: int = 0
+    """Seed of the draw of pixels and of k-means."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("colours", 2), ("image_size", 1), ("max_pixels", 2), ("iterations", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+
+
+@torch.no_grad()
+def build_palette(recipe: PaletteRecipe) -> VisualTokenizer:
+    """Cluster the pixels and return the tokenizer.
+
+    Source: Generative Pretraining from Pixels (Chen et al., 2020), section 3.2. Distances are those of RGB values.
+
+    Raises:
+        DataSourceError: no such pictures.
+    """
+    initializer = {
+        "type": "kmeans",
+        "samples": recipe.max_pixels,
+        "iterations": recipe.iterations,
+        "seed": recipe.seed,
+    }
+    quantizer = {
+        "type": "vq",
+        "codebook_size": recipe.colours,
+        "code_dim": 3,
+        "commitment_weight": 0.0,
+        "update": {"type": "frozen"},
+        "initializer": initializer,
+    }
+    pixels_themselves = {"type": "pixels"}
+    tokenizer = VisualTokenizer(
+        VisualTokenizerConfig(
+            image_size=recipe.image_size, encoder=pixels_themselves, quantizer=quantizer, decoder=pixels_themselves
+        )
+    )
+    source = SourceConfig.family.build(recipe.data.source)
+    pictures = PictureSet(source, "train", recipe.data, image_size=recipe.image_size, max_pictures=None)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    pool = []
+    for batch in tqdm(pictures.batches(64), desc="pixels", unit="batch"):
+        pixels = tokenizer.latents(batch["pixels"])
+        order = torch.rand(pixels.shape[:2], generator=generator).argsort(dim=1)
+        pool.append(pixels.gather(1, order[..., None].expand_as(pixels)))
+    # Picture by picture in turn, so that each gives the same number.
+    mixed = torch.cat(pool).transpose(0, 1).reshape(-1, 3)[: recipe.max_pixels]
+    tokenizer.quantizer.initialize(mixed)
+    return tokenizer.eval()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make a palette by the command line's arguments; return 0, or 2 where the user has to put something right."""
+    try:
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        recipe = parse_arguments(PaletteRecipe, words, program=PROGRAM, about=ABOUT)
+        build_palette(recipe).save_pretrained(recipe.output)
+        side = {"height": recipe.image_size, "width": recipe.image_size}
+        resample = RESIZE_FILTERS[recipe.data.transform.resize_filter]
+        VisualTokenizerImageProcessor(size=side, resample=resample).save_pretrained(recipe.output)
+        save_recipe(recipe, recipe.output)  # its data section is what `visual_tokenizer.evaluate` measures on
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"saved {recipe.output}: {recipe.colours} colours")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
