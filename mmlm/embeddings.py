@@ -43,8 +43,8 @@ class RowFill:
     """The text rows (R, D)."""
     spread: float
     """Standard deviation of the new rows as a share of the text rows'."""
-    indices_to_codes: Callable[[Tensor], Tensor]
-    """Indices (1, n) or (1, n, num_codebooks) → codes (1, n, C)."""
+    token_vectors: Callable[[Tensor], Tensor]
+    """Indices (1, n) or (1, n, num_codebooks) → a vector for each token (1, n, C): its code, where tokens have one."""
     num_codebooks: int
     codebook_size: int
     generator: torch.Generator
@@ -101,7 +101,7 @@ def _fill_one_codebook(rows: Tensor, codebook: int, fill: RowFill) -> None:
             several = torch.zeros(len(indices), fill.num_codebooks, dtype=torch.int64)
             several[:, codebook] = indices
             indices = several
-        return fill.indices_to_codes(indices[None])[0].double().cpu()
+        return fill.token_vectors(indices[None])[0].double().cpu()
 
     starts = range(0, fill.codebook_size, CHUNK_ROWS)
     mean = torch.stack([codes_of(start).sum(0) for start in starts]).sum(0) / fill.codebook_size

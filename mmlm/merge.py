@@ -201,8 +201,8 @@ def _fill_new_rows(
     visual = plan.vocabulary
     device = visual_tokenizer.device
 
-    def indices_to_codes(indices: torch.Tensor) -> torch.Tensor:
-        return visual_tokenizer.quantizer.indices_to_codes(indices.to(device))
+    def token_vectors(indices: torch.Tensor) -> torch.Tensor:
+        return visual_tokenizer.quantizer.token_vectors(indices.to(device))
 
     table, head = embedding_table(model).weight, output_head(model)
     tables = [(table, head_spread)] if is_tied(model) else [(table, 1.0), (head.weight, head_spread)]
@@ -212,7 +212,7 @@ def _fill_new_rows(
         fill = RowFill(
             text=rows[:text_rows],
             spread=spread,
-            indices_to_codes=indices_to_codes,
+            token_vectors=token_vectors,
             num_codebooks=visual.num_codebooks,
             codebook_size=visual.codebook_size,
             generator=generator,

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,30 +124,15 @@ def test_a_tokenizer_longer_than_the_table_gets_its_rows(make_model, text_tokeni
     assert len(tokenizer) == length
 
 
-def test_several_codebooks_get_a_range_each(make_model, text_tokenizer, codec) -> None:
-    class TwoBooks(nn.Module):
-        """Two additive codebooks, as a residual quantizer has."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.quantizer, self.config, self.device = SimpleNamespace(), codec.config, codec.device
-            self.quantizer.indices_to_codes = self.indices_to_codes
-            self.codebook_size, self.num_codebooks = 16, 2
-            self.register_buffer("codes", torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0)))
-
-        def token_grid(self) -> tuple[int, int]:
-            return (4, 4)
-
-        def indices_to_codes(self, indices: torch.Tensor) -> torch.Tensor:
-            return self.codes[0][indices[..., 0]] + self.codes[1][indices[..., 1]]
-
-    model, processor = merge_vocabulary(make_model(len(text_tokenizer)), text_tokenizer, TwoBooks())
+def test_several_codebooks_get_a_range_each(make_model, make_codec, text_tokenizer) -> None:
+    base = {"type": "vq", "codebook_size": 16, "code_dim": 4}
+    residual = make_codec(quantizer={"type": "residual", "depth": 2, "base": base})
+    model, processor = merge_vocabulary(make_model(len(text_tokenizer)), text_tokenizer, residual)
     visual = processor.vocabulary
     assert (visual.num_codebooks, visual.codebook_size, visual.size) == (2, 16, 32)
-    codes = processor.codec.codes
-    for book in range(2):
-        rows = tables(model)[0][visual.visual_ids(book)]
-        pairs = torch.stack([torch.cdist(rows, rows).flatten(), torch.cdist(codes[book], codes[book]).flatten()])
+    for book, level in enumerate(residual.quantizer.levels):
+        rows, codes = tables(model)[0][visual.visual_ids(book)], level.vectors
+        pairs = torch.stack([torch.cdist(rows, rows).flatten(), torch.cdist(codes, codes).flatten()])
         assert torch.corrcoef(pairs)[0, 1] > 0.8
     block = processor.image_block(torch.zeros(4, 4, 2, dtype=torch.int64))
     assert visual.is_visual(block).sum() == 32

@@ -81,10 +81,7 @@ def tokens_from_map(feature_map: Tensor) -> Tensor:
 
 def map_from_tokens(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Fold (B, h·w, C) back to (B, C, h, w)."""
-    height, width = grid
-    return (
-        tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width).contiguous(memory_format=torch.channels_last)
-    )
+    return tokens.transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last)
 
 
 def fold_patches(pixels: Tensor, patch_size: list[int]) -> Tensor:

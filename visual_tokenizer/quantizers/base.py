@@ -129,6 +129,19 @@ class Quantizer(nn.Module):
         with torch.autocast(indices.device.type, enabled=False):
             return self.lookup(indices.long())
 
+    def token_vectors(self, indices: Tensor) -> Tensor:
+        """Return a vector for each token by itself, near for tokens that mean nearly the same.
+
+        The codes, unless a code is made of all tokens of a picture.
+
+        Args:
+            indices: int64 (B, n), or (B, n, num_codebooks) where a position has several; any n.
+
+        Returns:
+            (B, n, D), D the same for all tokens.
+        """
+        return self.indices_to_codes(indices)
+
     @property
     def samples_wanted(self) -> int:
         """Latents that `initialize` still waits for; 0 once the codebook is ready."""

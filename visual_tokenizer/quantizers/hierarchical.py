@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visual_tokenizer.layers.convolution import tokens_from_map
+from visual_tokenizer.layers.convolution import map_from_tokens, tokens_from_map
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, part_metrics, sum_terms
 
@@ -86,17 +86,17 @@ class Hierarchical(Quantizer):
 
     def _seen_by_top(self, latents: Tensor) -> Tensor:
         assert self.latent_grid is not None
-        return tokens_from_map(self.to_top(_map_of(latents, self.latent_grid)))
+        return tokens_from_map(self.to_top(map_from_tokens(latents, self.latent_grid)))
 
     def _seen_by_bottom(self, latents: Tensor, top_codes: Tensor) -> Tensor:
         assert self.latent_grid is not None
-        decoded = self.from_top(_map_of(top_codes, self.top_grid))
-        return tokens_from_map(self.to_bottom(torch.cat([_map_of(latents, self.latent_grid), decoded], dim=1)))
+        decoded = self.from_top(map_from_tokens(top_codes, self.top_grid))
+        return tokens_from_map(self.to_bottom(torch.cat([map_from_tokens(latents, self.latent_grid), decoded], dim=1)))
 
     def _combined(self, top_codes: Tensor, bottom_codes: Tensor) -> Tensor:
         assert self.latent_grid is not None
-        upsampled = self.upsample_top(_map_of(top_codes, self.top_grid))
-        both = torch.cat([upsampled, _map_of(bottom_codes, self.latent_grid)], dim=1)
+        upsampled = self.upsample_top(map_from_tokens(top_codes, self.top_grid))
+        both = torch.cat([upsampled, map_from_tokens(bottom_codes, self.latent_grid)], dim=1)
         return tokens_from_map(self.combine(both))
 
     def quantize(self, latents: Tensor) -> QuantizerOutput:
@@ -113,6 +113,10 @@ class Hierarchical(Quantizer):
         top, bottom = indices.split(self.lengths, dim=1)
         return self._combined(self.top.lookup(top), self.bottom.lookup(bottom))
 
+    def token_vectors(self, indices: Tensor) -> Tensor:
+        """Return the codes of the bottom level, of which a picture has four times as many as of the top."""
+        return self.bottom.token_vectors(indices)
+
     @property
     def samples_wanted(self) -> int:
         wanted = zip((self.top.samples_wanted, self.bottom.samples_wanted), self.lengths, strict=True)
@@ -127,8 +131,3 @@ class Hierarchical(Quantizer):
         if self.bottom.samples_wanted > 0:
             seen = self._seen_by_bottom(pictures, self.top.codes_in_use(seen))
             self.bottom.initialize(seen.reshape(-1, self.bottom.code_dim))
-
-
-def _map_of(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Fold (B, h·w, C) to (B, C, h, w), of any B; one layout, so that a convolution gives the same to the last bit."""
-    return tokens.transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.codebooks.assignment import mean_square
-from visual_tokenizer.layers.convolution import tokens_from_map
+from visual_tokenizer.layers.convolution import map_from_tokens, tokens_from_map
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, draw_levels, part_metrics, sum_terms
 
@@ -125,7 +125,7 @@ class MultiScale(Quantizer):
 
     def _grown(self, codes: Tensor, scale: int) -> Tensor:
         """Return what a scale's codes (B, L, C) add to the latents, (B, C, h, w)."""
-        grown = _map_of(codes, self.grids[scale])
+        grown = map_from_tokens(codes, self.grids[scale])
         if self.grids[scale] != self.latent_grid:
             grown = F.interpolate(grown, size=self.latent_grid, mode="bicubic")
         if len(self.phi) == 0:
@@ -141,7 +141,7 @@ class MultiScale(Quantizer):
         kept = None
         if self.training and config.scale_dropout > 0:
             kept = draw_levels(count, config.scale_dropout, latents.device)
-        goal = _map_of(latents, self.latent_grid)
+        goal = map_from_tokens(latents, self.latent_grid)
         outputs, commitments, differences = [], [], []
         total = shown = torch.zeros_like(goal)
         for scale, base in enumerate(self.bases):
@@ -178,6 +178,10 @@ class MultiScale(Quantizer):
             total = total + grown
         return tokens_from_map(total)
 
+    def token_vectors(self, indices: Tensor) -> Tensor:
+        """Return the codes of the last scale's base, before they grow to a grid."""
+        return self.bases[-1].token_vectors(indices)
+
     @property
     def samples_wanted(self) -> int:
         """What fills the shared base's pool, or that of the last scale's; coarser scales have fewer tokens."""
@@ -192,7 +196,7 @@ class MultiScale(Quantizer):
     @torch.no_grad()
     def initialize(self, latents: Tensor) -> None:
         assert self.latent_grid is not None
-        residual = _map_of(self.whole_pictures(latents.float()), self.latent_grid)
+        residual = map_from_tokens(self.whole_pictures(latents.float()), self.latent_grid)
         all_seen = []
         for scale, base in enumerate(self.bases):
             seen = self._seen(residual, scale)
@@ -204,8 +208,3 @@ class MultiScale(Quantizer):
             residual = residual - self._grown(base.codes_in_use(seen), scale)
         if self.config.shared:
             self.bases[0].initialize(torch.cat(all_seen, dim=1).reshape(-1, self.code_dim))
-
-
-def _map_of(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Fold (B, h·w, C) to (B, C, h, w), of any B; one layout, so that a convolution gives the same to the last bit."""
-    return tokens.transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last)
