@@ -10,7 +10,7 @@ LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/gpu.yaml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format clean
+.PHONY: help setup demo test test-all bench check format clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,12 @@ test: setup  ## Run the fast tests (15 minutes on 2 CPU cores).
 
 test-all: setup  ## Run every test, the slow ones too.
 	$(BIN)/python -m pytest -m ""
+
+bench: setup  ## Measure the quantizers: speed, memory, quality at one rate, use of codes (an hour on 2 CPU cores).
+	$(BIN)/python -m benchmarks.quantizers --json run/benchmarks/quantizers.json
+	$(BIN)/python -m benchmarks.quantizers --large --json run/benchmarks/large.json
+	$(BIN)/python -m benchmarks.compare_quantizers --set rate --out run/benchmarks
+	$(BIN)/python -m benchmarks.compare_quantizers --set collapse --out run/benchmarks
 
 check: setup  ## Check format, lint, the import contract and types.
 	$(BIN)/ruff format --check .

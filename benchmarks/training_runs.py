@@ -1,0 +1,158 @@
+"""One training of `benchmarks.compare_quantizers` and what is measured on it, kept in `result.json` of its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visual_tokenizer import VisualTokenizer
+from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.evaluation import bits_per_picture, evaluate_reconstruction
+from visual_tokenizer.metrics.codebook_usage import CodebookUsage
+from visual_tokenizer.recipe import provenance, read_recipe, recipe_to_dict
+from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.training import TokenizerTrainer
+from visual_tokenizer.training_data import PictureSet
+from visual_tokenizer.training_recipe import TokenizerRecipe
+
+METRICS = ("psnr", "ssim", "perceptual_distance")
+
+EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Run:
+    """One quantizer at one rate."""
+
+    name: str
+    bits: int
+    recipe: TokenizerRecipe
+
+    @property
+    def folder(self) -> Path:
+        """Where the run and its result are."""
+        return Path(self.recipe.output_dir)
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of an earlier run in the folder, if there is one.
+
+        Raises:
+            ConfigError: it is that of another recipe.
+        """
+        path = self.folder / "result.json"
+        if not path.is_file():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found["recipe"] != _plain(self.recipe):
+            raise ConfigError(f"{path} is of another recipe: choose another --out, or remove that folder")
+        return found
+
+    def finish(self) -> dict[str, Any]:
+        """Train, or go on with a training that was interrupted, then measure.
+
+        Raises:
+            Interrupted, DivergedError, ...: what `TokenizerTrainer.train` raises.
+        """
+        trainer = TokenizerTrainer(self.recipe)
+        final = trainer.train()
+        speeds = [line["images_per_second"] for line in trainer.log.read() if "images_per_second" in line]
+        result = {
+            "name": self.name,
+            "bits": self.bits,
+            "steps": self.recipe.training.max_steps,
+            "images_per_second": statistics.median(speeds[1:] or speeds),  # the first holds the start
+            **measure(final, self.recipe, trainer.accelerator.device),
+            "recipe": _plain(self.recipe),
+            **provenance(),
+        }
+        write_text(self.folder / "result.json", json.dumps(result, indent=1) + "\n")
+        return result
+
+
+def build_run(
+    name: str,
+    bits: int,
+    quantizer: Mapping[str, Any],
+    *,
+    base: Path,
+    folder: Path,
+    steps: int,
+    overrides: Mapping[str, Any],
+) -> Run:
+    """Return the run of a base recipe with another quantizer and length.
+
+    Args:
+        name: of the quantizer.
+        bits: a token.
+        quantizer: the recipe's section.
+        base: the recipe of everything else.
+        folder: of the run.
+        steps: optimiser steps.
+        overrides: further dotted keys of the recipe, alike for all runs.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value.
+    """
+    settings = {
+        "output_dir": str(folder),
+        "quantizer": dict(quantizer),
+        "training.max_steps": steps,
+        "training.log_every_steps": max(1, steps // 20),
+        "training.sample_every_steps": 0,
+        "training.evaluate_every_steps": 0,
+        "training.checkpoint_every_steps": 0,
+        "training.keep_checkpoints": 1,
+        # Codes that are reseeded jump, so that an average over steps would measure codes that never were.
+        "training.ema_decay": 0.0,
+        "optimizer.warmup_steps": min(100, steps // 10),
+        **overrides,
+    }
+    return Run(name, bits, read_recipe(TokenizerRecipe, base, settings))
+
+
+def measure(model: Path, recipe: TokenizerRecipe, device: torch.device) -> dict[str, Any]:
+    """Return how well the tokenizer in `model` reconstructs held-out pictures, and its codes' use on the training set.
+
+    The training pictures are centre-cropped and not flipped, each once.
+    """
+    tokenizer = VisualTokenizer.from_pretrained(model).to(device).eval()
+    source = SourceConfig.family.build(recipe.data.source)
+
+    def pictures(split: str) -> PictureSet:
+        return PictureSet(source, split, recipe.data, image_size=recipe.image_size, max_pictures=None)
+
+    heldout = evaluate_reconstruction(tokenizer, pictures("heldout").batches(EVALUATION_BATCH), METRICS, device)
+    usage = CodebookUsage(tokenizer.codebook_size, tokenizer.num_codebooks)
+    for batch in pictures("train").batches(EVALUATION_BATCH):
+        usage.update(tokenizer.encode(batch["pixels"].to(device)))
+    return {
+        "heldout": heldout,
+        "train": usage.compute(),
+        "codebook_size": tokenizer.codebook_size,
+        "num_codebooks": tokenizer.num_codebooks,
+        "bits_per_picture": bits_per_picture(tokenizer, recipe.image_size),
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+    }
+
+
+def _plain(recipe: TokenizerRecipe) -> dict[str, Any]:
+    """Return everything that the result depends on, as JSON gives it back."""
+    values = {name: value for name, value in recipe_to_dict(recipe).items() if name not in ("output_dir", "smoke")}
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
