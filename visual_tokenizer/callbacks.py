@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from visual_tokenizer.diagnosis import findings, rank_distance, running_values
 from visual_tokenizer.evaluation import evaluate_reconstruction, reconstruct
-from visual_tokenizer.plots import plot_codebook, plot_losses, reconstruction_grid, save_picture
+from visual_tokenizer.plots import plot_codebook, plot_health, plot_losses, reconstruction_grid, save_picture
 
 if TYPE_CHECKING:
     from visual_tokenizer.training import TokenizerTrainer
@@ -155,6 +156,26 @@ class Samples(Callback):
         entries = trainer.log.read()
         plot_losses(entries, trainer.folder / "plots" / "loss.png")
         plot_codebook(entries, trainer.folder / "plots" / "codebook.png")
+
+
+class Doctor(Callback):
+    """The codebook's health in log.jsonl as `health/…`, a plot of it, and a line where something turns bad."""
+
+    def on_start(self, trainer: TokenizerTrainer) -> None:
+        self.complaints: set[str] = set()
+
+    def on_step(self, trainer: TokenizerTrainer) -> None:
+        if not trainer.is_due(trainer.recipe.training.diagnose_every_steps):
+            return
+        quantizer = trainer.tokenizer.quantizer
+        values = running_values(quantizer) | {"rank_distance": rank_distance(quantizer)}
+        trainer.record({f"health/{name}": value for name, value in values.items()})
+        unhealthy = {finding.name: finding.advice for finding in findings(values, quantizer) if not finding.is_healthy}
+        for name in sorted(unhealthy.keys() - self.complaints):
+            trainer.say(f"step {trainer.step}  codebook: {unhealthy[name]}")
+        self.complaints = set(unhealthy)
+        if trainer.accelerator.is_main_process:
+            plot_health(trainer.log.read(), trainer.folder / "plots" / "health.png")
 
 
 class Checkpoints(Callback):

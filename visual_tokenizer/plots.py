@@ -75,6 +75,46 @@ def plot_codebook(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
     _plot(entries, [usage, perplexity], path, ylabels=["share of codes used", "perplexity"], logarithmic=False)
 
 
+def plot_health(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what the codebook doctor recorded over the steps."""
+    panels = {
+        "health/usage": "share of codes alive",
+        "health/perplexity": "perplexity",
+        "health/dead": "dead codes",
+        "health/age": "steps since last use",
+        "quantization_error": "quantization error",
+        "health/rank_distance": "distance of the ranks",
+    }
+    found = {label: _names(entries, lambda name, end=end: name.endswith(end)) for end, label in panels.items()}
+    found = {label: names for label, names in found.items() if names}
+    _plot(entries, list(found.values()), path, ylabels=list(found), logarithmic=False)
+
+
+def plot_diagnosis(codebooks: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> None:
+    """Draw how often each code was chosen, from the most to the least used, and how long ago.
+
+    Args:
+        codebooks: counts (K,) and ages (K,) in batches, by name.
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    for name, (counts, ages) in codebooks.items():
+        upper.plot(range(1, len(counts) + 1), counts.sort(descending=True).values.tolist(), label=name)
+        lower.hist(ages.tolist(), bins=40, label=name, alpha=0.6)
+    upper.set_yscale("symlog", linthresh=1)
+    upper.set_ylim(bottom=0)
+    upper.set_xlabel("code, most used first")
+    upper.set_ylabel("times chosen")
+    lower.set_yscale("log")
+    lower.set_xlabel("batches since the code was last chosen")
+    lower.set_ylabel("codes")
+    for axis in (upper, lower):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    _save(figure, path)
+
+
 def _names(entries: Iterable[Mapping[str, Any]], is_wanted: Any) -> list[str]:
     return sorted({name for entry in entries for name in entry if is_wanted(name)})
 
@@ -100,6 +140,10 @@ def _plot(
         if names:
             axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     figure.savefig(beside, format="png", dpi=100)

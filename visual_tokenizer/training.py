@@ -17,6 +17,7 @@ from visual_tokenizer.callbacks import (
     Callback,
     Checkpoints,
     DivergedError,
+    Doctor,
     Evaluation,
     Logging,
     MeanMeter,
@@ -67,7 +68,7 @@ class TokenizerTrainer:
             passes=recipe.training.gradient_accumulation_steps,
             size=recipe.per_device_batch_size(processes),
         )
-        self.callbacks: list[Callback] = [Logging(), Evaluation(), Samples(), Checkpoints()]
+        self.callbacks: list[Callback] = [Logging(), Evaluation(), Samples(), Doctor(), Checkpoints()]
         self.meter = MeanMeter()
         self.step = 0
         self.saved_step = -1

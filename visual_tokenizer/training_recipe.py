@@ -126,6 +126,10 @@ class TrainingSection:
     max_evaluation_pictures: int = 1000
     """At most so many held-out pictures are evaluated; 1 or more."""
 
+    diagnose_every_steps: int = 1000
+    """Steps between two looks at the codebook's health: codes alive, their age, equality over processes; 0 for none
+    but the last."""
+
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints; 0 for none but the last."""
 
@@ -154,7 +158,13 @@ class TrainingSection:
             "keep_checkpoints",
         ):
             _at_least(self, name, 1)
-        for name in ("seed", "sample_every_steps", "evaluate_every_steps", "checkpoint_every_steps"):
+        for name in (
+            "seed",
+            "sample_every_steps",
+            "evaluate_every_steps",
+            "diagnose_every_steps",
+            "checkpoint_every_steps",
+        ):
             _at_least(self, name, 0)
         _one_of(self, "mixed_precision", MIXED_PRECISION)
         if not 0 <= self.ema_decay < 1:

@@ -3,8 +3,8 @@
 import dataclasses
 import importlib
 import inspect
-import re
 import pkgutil
+import re
 
 import pytest
 

@@ -21,6 +21,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """Take the element-wise largest of all ranks' `tensor`, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
 def average_over_ranks(tensor: Tensor) -> Tensor:
     """Average `tensor` over all ranks, with gradient.
 

@@ -1,0 +1,136 @@
+"""Entry point: `python -m visual_tokenizer.doctor --model DIR`: is its codebook in good health?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
+from visual_tokenizer.diagnosis import CodebookReport, diagnose
+from visual_tokenizer.evaluate import with_data_of_model
+from visual_tokenizer.metrics.base import NoDataError
+from visual_tokenizer.modeling import CheckpointMismatchError, VisualTokenizer
+from visual_tokenizer.plots import plot_diagnosis
+from visual_tokenizer.recipe import parse_arguments
+from visual_tokenizer.train import USER_ERRORS
+from visual_tokenizer.training_data import PictureSet
+from visual_tokenizer.training_recipe import DataSection
+
+PROGRAM = "python -m visual_tokenizer.doctor"
+
+ABOUT = """\
+Examine the codebook of a visual tokenizer: which codes are used, how evenly, how well latents are met, and what to do
+about it. Pictures come from the recipe.yaml beside the weights unless --data says otherwise.
+
+Examples:
+  python -m visual_tokenizer.doctor --model runs/openmoji/final
+  python -m visual_tokenizer.doctor --model DIR --split heldout --out runs/diagnosis
+  python -m visual_tokenizer.doctor --model DIR --data.source.type image_folder --data.source.folder pictures
+
+Exit codes: 0 healthy; 1 something is not; 2 something to be put right by you."""
+
+
+@dataclass(kw_only=True)
+class DoctorRecipe:
+    """Which model, on which pictures."""
+
+    model: str
+    """Folder or hub name of a visual tokenizer."""
+
+    data: DataSection = field(default_factory=DataSection)
+    """Pictures; by default those of the recipe.yaml in the folder of the model."""
+
+    split: str = "train"
+    """train, heldout or all."""
+
+    max_pictures: int | None = None
+    """At most so many pictures of the split; null for all."""
+
+    batch_size: int = 32
+    """Pictures of one pass; 1 or more."""
+
+    out: str | None = None
+    """Folder of diagnosis.json and diagnosis.png; null: that of the model."""
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        for name in ("max_pictures", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if self.out is None and not Path(self.model).is_dir():
+            raise ValueError(f"out must name a folder, because the model {self.model!r} is no folder here")
+
+
+def examine(recipe: DoctorRecipe) -> list[CodebookReport]:
+    """Diagnose, write the files, and return the reports.
+
+    Raises:
+        CheckpointMismatchError: the model's weights don't fit its config.
+        DataSourceError: no such pictures.
+        NoDataError: the split has no pictures.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = VisualTokenizer.from_pretrained(recipe.model, dtype=torch.float32).to(device)
+    size = tokenizer.config.image_size
+    source = SourceConfig.family.build(recipe.data.source)
+    pictures = PictureSet(source, recipe.split, recipe.data, image_size=size, max_pictures=recipe.max_pictures)
+    batches = tqdm(pictures.batches(recipe.batch_size), desc="examining", unit="batch")
+    reports: list[CodebookReport] = diagnose(tokenizer, batches, device)
+    folder = Path(recipe.out or recipe.model)
+    folder.mkdir(parents=True, exist_ok=True)
+    written: dict[str, Any] = {
+        "model": recipe.model,
+        "split": recipe.split,
+        "quantizer": tokenizer.config.quantizer,
+        "codebooks": [
+            {"name": report.name, "findings": [dataclasses.asdict(finding) for finding in report.findings]}
+            for report in reports
+        ],
+    }
+    (folder / "diagnosis.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    plot_diagnosis({report.name: (report.counts, report.ages) for report in reports}, folder / "diagnosis.png")
+    return reports
+
+
+def show(reports: Sequence[CodebookReport], console: Console) -> None:
+    """Print a table for each codebook."""
+    for report in reports:
+        table = Table(title=f"{report.name}: {len(report.counts)} codes, {int(report.counts.sum())} tokens")
+        table.add_column("what")
+        table.add_column("value", justify="right")
+        table.add_column("meaning", overflow="fold")
+        for finding in report.findings:
+            is_whole = math.isclose(finding.value, round(finding.value)) and abs(finding.value) >= 10
+            value = f"{finding.value:.0f}" if is_whole else f"{finding.value:.4g}"
+            table.add_row(finding.name, value, finding.advice, style=None if finding.is_healthy else "bold red")
+        console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Examine by the command line's arguments and return the exit code."""
+    try:
+        words = with_data_of_model(sys.argv[1:] if arguments is None else arguments)
+        recipe = parse_arguments(DoctorRecipe, words, program=PROGRAM, about=ABOUT)
+        reports = examine(recipe)
+    except (*USER_ERRORS, NoDataError, CheckpointMismatchError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    show(reports, Console())
+    return int(any(not finding.is_healthy for report in reports for finding in report.findings))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
