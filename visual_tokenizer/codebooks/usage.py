@@ -43,6 +43,7 @@ def batch_metrics(counts: Tensor, codebook_size: int | None = None) -> dict[str,
         counts: how often each code was chosen; codes that were not may be left out.
         codebook_size: number of codes; that of the counts if None.
     """
-    entropy = torch.special.entr(counts / counts.sum().clamp_min(1)).sum()
+    total = counts.sum().clamp_min(1)
+    entropy = total.log() - torch.special.xlogy(counts, counts).sum() / total
     size = counts.shape[0] if codebook_size is None else codebook_size
-    return {"perplexity": entropy.exp(), "usage": (counts > 0).sum() / size}
+    return {"perplexity": entropy.exp(), "usage": counts.clamp(max=1).sum() / size}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from visual_tokenizer.codebooks.packing import IndexOrder, pack, place_values, u
 from visual_tokenizer.codebooks.usage import usage_metrics
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig
+
+EXACT_INTEGERS = 2**24
+"""Largest codebook whose indices float32 adds up exactly, in a third of the time of integers."""
 
 
 @dataclass(kw_only=True)
@@ -58,6 +61,18 @@ class FSQConfig(QuantizerConfig):
             raise ValueError(f"noise must be in [0, 1], got {self.noise}")
 
 
+class _RoundStraightThrough(torch.autograd.Function):
+    """Rounding whose gradient is that of the identity; the value is an integer to the last bit."""
+
+    @staticmethod
+    def forward(_context: Any, values: Tensor) -> Tensor:
+        return values.round()
+
+    @staticmethod
+    def backward(_context: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
 class FSQ(Quantizer):
     """Rounds bounded channels; no codebook, no losses."""
 
@@ -75,6 +90,11 @@ class FSQ(Quantizer):
         super().__init__(config)
         self.code_dim = len(config.levels)
         self.codebook_size = math.prod(config.levels)
+        # The index of the code 0, in plain numbers: transformers builds models without storage.
+        is_first_fastest = config.index_order == "first_fastest"
+        self.middle, place = 0, 1
+        for levels in config.levels if is_first_fastest else reversed(config.levels):
+            self.middle, place = self.middle + place * (levels // 2), place * levels
         self.register_derived_buffers()
 
     def derived_buffers(self) -> dict[str, Tensor]:
@@ -105,20 +125,28 @@ class FSQ(Quantizer):
 
     def quantize(self, latents: Tensor) -> QuantizerOutput:
         bounded = torch.tanh(latents + self.shift) * self.half_range - self.offset
-        rounded = bounded.detach().round()
-        values = rounded
+        values = _RoundStraightThrough.apply(bounded)
+        rounded = values.detach()
         if self.training and self.config.noise > 0:
             is_noisy = torch.rand_like(rounded) < self.config.noise
-            values = torch.where(is_noisy, bounded.detach() + torch.rand_like(rounded) - 0.5, rounded)
-        # Straight-through, written so that the value is the grid's to the last bit.
-        values = values + (bounded - bounded.detach())
-        indices = pack(rounded.long() + self.half_levels, self.places)
+            noisy = bounded.detach() + torch.rand_like(rounded) - 0.5
+            values = torch.where(is_noisy, noisy + (bounded - bounded.detach()), values)
+        indices = self._pack(rounded)
         return QuantizerOutput(
-            codes=(values - self.centre) / self.scale,
+            codes=self._on_grid(values),
             indices=indices,
             metrics=usage_metrics(indices, self.codebook_size),
         )
 
+    def _on_grid(self, integers: Tensor) -> Tensor:
+        return (integers if self.config.grid == "published" else integers - self.centre) / self.scale
+
+    def _pack(self, rounded: Tensor) -> Tensor:
+        """Return the indices of integers −⌊L/2⌋ … L−1−⌊L/2⌋, (B, N, C) float32 → (B, N) int64."""
+        if self.codebook_size > EXACT_INTEGERS:
+            return pack(rounded.long() + self.half_levels, self.places)
+        return (rounded * self.places).sum(dim=-1).long() + self.middle
+
     def lookup(self, indices: Tensor) -> Tensor:
         digits = unpack(indices, self.places, self.levels)
-        return ((digits - self.half_levels).float() - self.centre) / self.scale
+        return self._on_grid((digits - self.half_levels).float())
