@@ -22,6 +22,7 @@ class VisualTokenizerConfig(PreTrainedConfig):
 
     Args:
         image_size: nominal side of a picture in pixels; 1 or more.
+        num_frames: frames of a nominal clip; 0 where pictures are tokenized.
         encoder: section `{"type": name, **fields}`; default VQGAN's CNN.
         quantizer: section; default FSQ with 1,000 codes.
         decoder: section; default VQGAN's CNN.
@@ -33,12 +34,13 @@ class VisualTokenizerConfig(PreTrainedConfig):
     model_type = "visual_tokenizer"
 
     image_size: int = 256
+    num_frames: int = 0
     encoder: Any = None
     quantizer: Any = None
     decoder: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        fields = ["image_size", *_SECTIONS]
+        fields = ["image_size", "num_frames", *_SECTIONS]
         for key in kwargs:
             if key not in _FRAMEWORK_KEYS and not key.startswith("_") and not hasattr(PreTrainedConfig, key):
                 raise ConfigError(
@@ -46,6 +48,8 @@ class VisualTokenizerConfig(PreTrainedConfig):
                 )
         if not isinstance(self.image_size, int) or self.image_size < 1:
             raise ConfigError(f"image_size must be an integer of 1 or more (pixels), got {self.image_size!r}")
+        if not isinstance(self.num_frames, int) or self.num_frames < 0:
+            raise ConfigError(f"num_frames must be an integer of 0 (pictures) or more, got {self.num_frames!r}")
         for name, kind in _SECTIONS.items():
             section = getattr(self, name)
             part = kind.family.config(_DEFAULTS[name] if section is None else section)

@@ -38,6 +38,11 @@ def _linear_map(part: Encoder | Decoder, in_channels: int, out_channels: int) ->
     return nn.Identity()
 
 
+def _sides(pixels: Tensor) -> tuple[int, int, int]:
+    """Return height, width and frames (0 for pictures) of (B, 3, H, W) or (B, 3, T, H, W)."""
+    return pixels.shape[-2], pixels.shape[-1], pixels.shape[2] if pixels.ndim == 5 else 0
+
+
 class VisualTokenizer(PreTrainedModel):
     """Any encoder, any quantizer, any decoder, joined by two linear maps to and from the code dimension."""
 
@@ -108,46 +113,71 @@ class VisualTokenizer(PreTrainedModel):
         """Indices a position."""
         return self.quantizer.num_codebooks
 
-    def latent_grid(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
-        """Return the shape of one picture's latents; height and width in pixels, the nominal size by default.
+    def latent_grid(
+        self, height: int | None = None, width: int | None = None, frames: int | None = None
+    ) -> tuple[int, ...]:
+        """Return the shape of the latents of one picture or clip.
+
+        Args:
+            height: pixels; the nominal size by default.
+            width: pixels; the nominal size by default.
+            frames: of a clip, 0 for a picture; the nominal number by default.
 
         Raises:
             ResolutionError: a size that the encoder can't take.
         """
         size = self.config.image_size
-        return self.encoder.token_grid(size if height is None else height, size if width is None else width)
+        sides = (size if height is None else height, size if width is None else width)
+        clip = self.config.num_frames if frames is None else frames
+        if not clip:
+            return self.encoder.token_grid(*sides)
+        if not self.encoder.takes_video or not self.decoder.takes_video:
+            raise ResolutionError(f"this tokenizer takes pictures only, got a clip of {clip} frames")
+        encoder: Any = self.encoder
+        return encoder.token_grid(*sides, clip)
 
-    def token_grid(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
-        """Return the shape of one picture's tokens; height and width in pixels, the nominal size by default.
+    def token_grid(
+        self, height: int | None = None, width: int | None = None, frames: int | None = None
+    ) -> tuple[int, ...]:
+        """Return the shape of the tokens of one picture, (h, w) or (n,), or clip, (t, h, w).
+
+        Args:
+            height: pixels; the nominal size by default.
+            width: pixels; the nominal size by default.
+            frames: of a clip, 0 for a picture; the nominal number by default.
 
         Raises:
             ResolutionError: a size that the encoder or the quantizer can't take.
         """
         try:
-            return self.quantizer.token_grid(self.latent_grid(height, width))
+            return self.quantizer.token_grid(self.latent_grid(height, width, frames))
         except LatentsError as error:
             raise ResolutionError(str(error)) from error
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Return what enters the quantizer: (B, 3, H, W) in [-1, 1] → (B, N, code_dim).
+        """Return what enters the quantizer: (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1] → (B, N, code_dim).
 
         Raises:
-            PixelsError: not a float (B, 3, H, W).
+            PixelsError: another shape or kind.
             ResolutionError: a size that the encoder can't take.
         """
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-            raise PixelsError(f"pixels must be float (B, 3, H, W) in [-1, 1], got {tuple(pixels.shape)} {pixels.dtype}")
-        self.encoder.token_grid(*pixels.shape[-2:])
+        if pixels.ndim not in (4, 5) or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            raise PixelsError(
+                "pixels must be float (B, 3, H, W), or (B, 3, T, H, W) for clips, in [-1, 1], "
+                f"got {tuple(pixels.shape)} {pixels.dtype}"
+            )
+        self.latent_grid(*_sides(pixels))
         return self.to_codes(self.encoder(pixels))
 
     def forward(self, pixels: Tensor, **_: Any) -> TokenizerOutput:
-        """Encode, quantize and decode (B, 3, H, W) pixels in [-1, 1]."""
-        grid = self.token_grid(*pixels.shape[-2:])
+        """Encode, quantize and decode (B, 3, H, W) or (B, 3, T, H, W) pixels in [-1, 1]."""
         latents = self.latents(pixels)
         quantized = self.quantizer(latents)
+        output = self.decoder(self.from_codes(quantized.codes), self.latent_grid(*_sides(pixels)))
         return TokenizerOutput(
-            pixels=self.decoder(self.from_codes(quantized.codes), self.latent_grid(*pixels.shape[-2:])),
-            indices=self._fold(quantized.indices, grid),
+            pixels=self.decoder.pixels(output),
+            raw=output,
+            indices=self._fold(quantized.indices, self.token_grid(*_sides(pixels))),
             latents=latents,
             codes=quantized.codes,
             losses=quantized.losses,
@@ -159,13 +189,13 @@ class VisualTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return indices (B, *token_grid[, num_codebooks]) int64 of pixels (B, 3, H, W) in [-1, 1]."""
-        grid = self.token_grid(*pixels.shape[-2:])
-        return self._fold(self.quantizer(self.latents(pixels)).indices, grid)
+        """Return indices (B, *token_grid[, num_codebooks]) int64 of pixels (B, 3, [T,] H, W) in [-1, 1]."""
+        latents = self.latents(pixels)
+        return self._fold(self.quantizer(latents).indices, self.token_grid(*_sides(pixels)))
 
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
-        """Return pixels (B, 3, H, W) in [-1, 1] of indices (B, *token_grid[, num_codebooks]).
+        """Return pixels (B, 3, H, W), or (B, 3, T, H, W), in [-1, 1] of indices (B, *token_grid[, num_codebooks]).
 
         Raises:
             IndexOutOfRangeError: an index that no code has, or a grid of the wrong number of dimensions.
@@ -178,7 +208,8 @@ class VisualTokenizer(PreTrainedModel):
                     f"the last dimension must be {self.num_codebooks} (num_codebooks), got {tuple(indices.shape)}"
                 )
             shape = shape[:-1]
-        if len(shape) != len(nominal) or (len(nominal) == 1 and shape != nominal):
+        dimensions = (2, 3) if self.encoder.takes_video and len(nominal) > 1 else (len(nominal),)
+        if len(shape) not in dimensions or (len(nominal) == 1 and shape != nominal):
             raise ResolutionError(
                 f"indices must be (B, {', '.join(map(str, nominal))}) at {self.config.image_size} pixels, "
                 f"got {tuple(indices.shape)}"
@@ -186,4 +217,4 @@ class VisualTokenizer(PreTrainedModel):
         flat = indices.reshape(indices.shape[0], math.prod(shape), *indices.shape[1 + len(shape) :])
         codes = self.quantizer.indices_to_codes(flat).to(self.dtype)
         grid = shape if self.quantizer.latent_grid is None else self.latent_grid()
-        return self.decoder(self.from_codes(codes), grid).clamp(-1, 1)
+        return self.decoder.pixels(self.decoder(self.from_codes(codes), grid)).clamp(-1, 1)

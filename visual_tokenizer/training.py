@@ -114,6 +114,7 @@ class TokenizerTrainer:
         self.source = SourceConfig.family.build(recipe.data.source)
         config = VisualTokenizerConfig(
             image_size=recipe.image_size,
+            num_frames=recipe.num_frames,
             encoder=recipe.encoder.to_dict(),
             quantizer=recipe.quantizer.to_dict(),
             decoder=recipe.decoder.to_dict(),

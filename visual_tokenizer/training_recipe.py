@@ -181,6 +181,9 @@ class TokenizerRecipe:
     image_size: int = 256
     """Side of a picture in pixels; 1 or more."""
 
+    num_frames: int = 0
+    """Frames of a clip; 0 to train on pictures."""
+
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig.family.config({"type": "cnn"}))
     """Pixels to latents."""
 
@@ -207,6 +210,7 @@ class TokenizerRecipe:
 
     def __post_init__(self) -> None:
         _at_least(self, "image_size", 1)
+        _at_least(self, "num_frames", 0)
         if not self.losses:
             raise ValueError("losses must hold one loss or more")
         names = [loss.type for loss in self.losses]

@@ -27,7 +27,7 @@ def fixed_fields(recipe: TokenizerRecipe) -> dict[str, Any]:
     """Return, by dotted key, the fields that may not change within a run: the architecture, and what a step sees."""
     values = recipe_to_dict(recipe)
     data = {name: values["data"][name] for name in ("source", "transform", "batch_size")}
-    chosen = {name: values[name] for name in ("image_size", "encoder", "quantizer", "decoder")}
+    chosen = {name: values[name] for name in ("image_size", "num_frames", "encoder", "quantizer", "decoder")}
     chosen |= {"data": data, "training": {"seed": values["training"]["seed"]}}
     return dict(_flat(chosen, ""))
 

@@ -16,12 +16,18 @@ class DecoderConfig(PartConfig, package="visual_tokenizer.decoders"):
 
 
 class Decoder(nn.Module):
-    """Turns a sequence of latents into pixels. A subclass sets `width`, the channels of a latent."""
+    """Turns a sequence of latents into pixels. A subclass sets `width`, the channels of a latent.
+
+    One that sets `takes_video` gives (B, 3, T, H, W) for a grid of three sides.
+    """
 
     Config: ClassVar[type[DecoderConfig]]
     width: int
     latents_are_codes: ClassVar[bool] = False
     """Whether it takes codes as they are, without a linear map from the code dimension."""
+
+    takes_video: ClassVar[bool] = False
+    """Whether it decodes clips as well as pictures."""
 
     def __init__(self, config: DecoderConfig, *, image_size: int) -> None:
         super().__init__()
@@ -29,8 +35,12 @@ class Decoder(nn.Module):
         self.image_size = image_size
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """Decode: (B, N, width), N = product of `grid` → (B, 3, H, W), about [-1, 1]."""
+        """Decode: (B, N, width), N = product of `grid` → (B, 3, H, W), about [-1, 1], or more than pixels."""
         raise NotImplementedError
+
+    def pixels(self, output: Tensor) -> Tensor:
+        """Return the pixels, about [-1, 1], within what `forward` gave: all of it, unless it is a distribution."""
+        return output
 
 
 PART = Decoder

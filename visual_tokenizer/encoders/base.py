@@ -20,12 +20,19 @@ class EncoderConfig(PartConfig, package="visual_tokenizer.encoders"):
 
 
 class Encoder(nn.Module):
-    """Turns pixels into a sequence of latents. A subclass sets `width`, the channels of a latent."""
+    """Turns pixels into a sequence of latents. A subclass sets `width`, the channels of a latent.
+
+    One that sets `takes_video` takes clips as well as pictures: its `token_grid` has a third argument and its `forward`
+    gets (B, 3, T, H, W) or (B, 3, H, W).
+    """
 
     Config: ClassVar[type[EncoderConfig]]
     width: int
     latents_are_codes: ClassVar[bool] = False
     """Whether its latents are quantized as they are, without a linear map to the code dimension."""
+
+    takes_video: ClassVar[bool] = False
+    """Whether it takes clips as well as pictures."""
 
     def __init__(self, config: EncoderConfig, *, image_size: int) -> None:
         super().__init__()
@@ -34,6 +41,9 @@ class Encoder(nn.Module):
 
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
         """Return the shape of the tokens of one picture of that size in pixels.
+
+        An encoder that takes clips has `frames: int = 0` as well: 0 is a picture, whose grid is (h, w); the grid of a
+        clip is (t, h, w), also where t is 1.
 
         Raises:
             ResolutionError: the architecture can't take that size; the message says which it takes.

@@ -30,7 +30,7 @@ def pixels() -> Tensor:
 
 def output_of(pixels: Tensor) -> TokenizerOutput:
     nothing = torch.zeros(1, 1, 1)
-    return TokenizerOutput(pixels=pixels, indices=nothing.long(), latents=nothing, codes=nothing)
+    return TokenizerOutput(pixels=pixels, raw=pixels, indices=nothing.long(), latents=nothing, codes=nothing)
 
 
 def blurred(pixels: Tensor, sigma: float) -> Tensor:

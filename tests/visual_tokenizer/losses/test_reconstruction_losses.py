@@ -13,7 +13,7 @@ LOSSES = Family("visual_tokenizer.losses")
 
 def output_of(pixels: torch.Tensor) -> TokenizerOutput:
     nothing = torch.zeros(1, 1, 1)
-    return TokenizerOutput(pixels=pixels, indices=nothing.long(), latents=nothing, codes=nothing)
+    return TokenizerOutput(pixels=pixels, raw=pixels, indices=nothing.long(), latents=nothing, codes=nothing)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("l1", 0.75), ("l2", 0.875)])
