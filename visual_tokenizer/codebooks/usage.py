@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,14 @@ def usage_metrics(indices: Tensor, codebook_size: int) -> dict[str, Tensor]:
     The memory is that of min(codebook_size, 2^20) counts or of the indices, whichever the size of the codebook calls
     for; never codebook_size where that is larger.
     """
-    is_small = codebook_size <= COUNTED_CODES
-    counts = code_counts(indices, codebook_size) if is_small else distinct_counts(indices)
-    return batch_metrics(counts, codebook_size)
+    if codebook_size > COUNTED_CODES:
+        return batch_metrics(distinct_counts(indices), codebook_size)
+    # Each token looks up how often its code occurs: log-counts and shares of tokens, not of all codes.
+    flat = indices.reshape(-1)
+    total = max(flat.shape[0], 1)
+    counts = code_counts(flat, codebook_size).index_select(0, flat)
+    entropy = math.log(total) - counts.log().sum() / total
+    return {"perplexity": entropy.exp(), "usage": counts.reciprocal().sum() / codebook_size}
 
 
 def batch_metrics(counts: Tensor, codebook_size: int | None = None) -> dict[str, Tensor]:
