@@ -38,6 +38,18 @@ class Decoder(nn.Module):
         """Decode: (B, N, width), N = product of `grid` → (B, 3, H, W), about [-1, 1], or more than pixels."""
         raise NotImplementedError
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the last learned layer before the pixels, at which adversarial training compares gradients.
+
+        Raises:
+            NotImplementedError: the decoder does not say which it is.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} names no last_layer, which adversarial.adaptive needs: set adversarial.adaptive to "
+            "false, or give the class this property"
+        )
+
     def pixels(self, output: Tensor) -> Tensor:
         """Return the pixels, about [-1, 1], within what `forward` gave: all of it, unless it is a distribution."""
         return output

@@ -56,6 +56,10 @@ class CNN(Decoder):
         self.norm = group_norm(channels, groups)
         self.head = nn.Conv2d(channels, 3 * config.patch_area, 3, padding=1)
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.get_parameter("head.weight")
+
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         hidden = self.layers(self.stem(map_from_tokens(latents, grid)))
         return unfold_patches(self.head(F.silu(self.norm(hidden))), self.config.patch_size)

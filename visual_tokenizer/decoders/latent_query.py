@@ -63,7 +63,14 @@ class LatentQuery(Decoder):
         self.patches = DecoderConfig.family.build(config.patches, image_size=image_size)
         self.patch_projection = nn.Linear(config.width, self.patches.width)
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.patches.last_layer
+
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         masks = (self.mask_token + self.patch_positions).to(latents.dtype).expand(latents.shape[0], -1, -1)
         sequence = self.transformer(torch.cat([masks, latents + self.latent_positions], dim=1))
         return self.patches(self.patch_projection(sequence[:, : masks.shape[1]]), self.grid)
+
+    def pixels(self, output: Tensor) -> Tensor:
+        return self.patches.pixels(output)

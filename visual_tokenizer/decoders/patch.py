@@ -41,5 +41,9 @@ class Patch(Decoder):
         self.width = config.width
         self.projection = nn.Linear(config.width, 3 * config.patch_size**2)
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.get_parameter("projection.weight")
+
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         return F.pixel_shuffle(map_from_tokens(self.projection(latents), grid), self.config.patch_size)

@@ -1,0 +1,52 @@
+"""No decoder: for published tokenizers of which only the encoder and the codebook are at hand.
+
+Paper: Chameleon: Mixed-Modal Early-Fusion Foundation Models (Team, Chameleon et al., 2024), arXiv:2405.09818, whose
+class in transformers leaves the decoder out. It encodes as usual; whoever decodes is told, instead of getting pictures
+from weights that were never trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+
+
+class MissingDecoderError(RuntimeError):
+    """Pixels were asked of a tokenizer without a decoder."""
+
+
+@dataclass(kw_only=True)
+class AbsentConfig(DecoderConfig):
+    """Fields of the decoder that is not there."""
+
+    latent_channels: int = 256
+    """Channels that the decoder would take; 1 or more."""
+
+    def __post_init__(self) -> None:
+        if self.latent_channels < 1:
+            raise ValueError(f"latent_channels must be 1 or more, got {self.latent_channels}")
+
+
+class Absent(Decoder):
+    """Has no weights and decodes nothing."""
+
+    Config = AbsentConfig
+
+    def __init__(self, config: AbsentConfig, *, image_size: int) -> None:
+        super().__init__(config, image_size=image_size)
+        self.width = config.latent_channels
+
+    def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """Raise.
+
+        Raises:
+            MissingDecoderError: always.
+        """
+        raise MissingDecoderError(
+            "this tokenizer has no decoder: the weights that it was made from hold the encoder and the codebook only. "
+            "It encodes; to decode, give the file with the decoder's weights as well when converting "
+            "(`load_published(..., decoder=FILE)`, or `--decoder FILE`)."
+        )

@@ -1,0 +1,57 @@
+"""Pictures as clips of one frame, clips as tokens, and which sizes a network of some strides takes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def as_clip(pixels: Tensor) -> Tensor:
+    """Return (B, C, T, H, W) as it is, and a picture (B, C, H, W) as a clip of one frame."""
+    return pixels.unsqueeze(2) if pixels.ndim == 4 else pixels
+
+
+def as_asked(clip: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Return (B, C, T, H, W) as it is for a grid of three sides, and its one frame (B, C, H, W) for one of two.
+
+    Raises:
+        ValueError: a grid of two sides, and a decoder that makes several frames of it.
+    """
+    if len(grid) == 3:
+        return clip
+    if clip.shape[2] != 1:
+        raise ValueError(f"the grid must be (t, h, w): this decoder makes {clip.shape[2]} frames of {grid}")
+    return clip.squeeze(2)
+
+
+def tokens_from_clip(feature_map: Tensor) -> Tensor:
+    """Flatten (B, C, t, h, w) to (B, t·h·w, C), frame by frame and row by row."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def clip_from_tokens(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Fold (B, N, C) to (B, C, t, h, w); a grid (h, w) is one frame."""
+    sides = (1, *grid) if len(grid) == 2 else grid
+    return tokens.transpose(1, 2).unflatten(2, sides).contiguous()
+
+
+def spatial_problem(height: int, width: int, strides: tuple[int, int]) -> str:
+    """Return what is wrong with a size for a network that divides it by `strides`; empty if nothing is."""
+    down, across = strides
+    if height < down or width < across or height % down or width % across:
+        return f"height must be a multiple of {down} and width of {across} (the downsampling), got {height} × {width}"
+    return ""
+
+
+def causal_frames_problem(frames: int, stride: int) -> str:
+    """Return what is wrong with a number of frames where the first stands alone and then `stride` go together."""
+    if frames < 1 or (frames - 1) % stride:
+        return f"frames must be 1 more than a multiple of {stride} (1, {1 + stride}, {1 + 2 * stride}, …), got {frames}"
+    return ""
+
+
+def even_frames_problem(frames: int, stride: int) -> str:
+    """Return what is wrong with a number of frames where every `stride` go together."""
+    if frames < stride or frames % stride:
+        got = frames if frames else "a picture"
+        return f"frames must be a multiple of {stride} (this architecture has no first frame of its own), got {got}"
+    return ""

@@ -1,0 +1,37 @@
+"""The fields that the ViT encoder and the ViT decoder share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass(kw_only=True)
+class ViTShape:
+    """Widths and depths of ViT-VQGAN's transformer."""
+
+    patch_size: list[int] = field(default_factory=lambda: [8, 8])
+    """Height and width of a patch in pixels, each 1 or more; a patch is a token."""
+
+    width: int = 512
+    """Channels of the transformer; a multiple of `heads` and of 4 (two sines and two cosines)."""
+
+    depth: int = 8
+    """Transformer blocks; 1 or more."""
+
+    heads: int = 8
+    """Attention heads; 1 or more."""
+
+    def __post_init__(self) -> None:
+        if len(self.patch_size) != 2 or min(self.patch_size) < 1:
+            raise ValueError(f"patch_size must be [height, width], each 1 or more, got {self.patch_size}")
+        for name in ("width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width must be a multiple of heads ({self.heads}) and of 4, got {self.width}")
+
+    @property
+    def patch_channels(self) -> int:
+        """Numbers in a patch: three colours of each pixel."""
+        return 3 * math.prod(self.patch_size)

@@ -1,0 +1,70 @@
+"""Cross-entropy between predicted codes of a proxy tokenizer and those that it gives the pixels.
+
+Paper: An Image is Worth 32 Tokens for Reconstruction and Generation (Yu et al., 2024), arXiv:2406.07550, section 3.3,
+the first of two stages. The decoder is one that ends in `proxy_codes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModel
+
+from visual_tokenizer.locations import require_folder
+from visual_tokenizer.losses.base import Loss, LossConfig
+from visual_tokenizer.outputs import TokenizerOutput
+
+
+@dataclass(kw_only=True)
+class ProxyCodesConfig(LossConfig):
+    """Fields of the cross-entropy with a proxy's codes."""
+
+    proxy: str
+    """Folder or repository of a trained visual tokenizer with one index a position."""
+
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all codes; in [0, 1). TiTok's is 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+
+
+class ProxyCodes(Loss):
+    """−log p(index of the proxy), averaged over every picture and position.
+
+    The proxy follows `.to(...)` but is in neither `parameters()` nor `state_dict()`.
+    """
+
+    Config = ProxyCodesConfig
+
+    def __init__(self, config: ProxyCodesConfig) -> None:
+        super().__init__(config)
+        require_folder(config.proxy, "a visual tokenizer")
+        proxy: Any = AutoModel.from_pretrained(config.proxy)
+        if proxy.num_codebooks != 1:
+            raise ValueError(f"proxy must have one index a position, got {proxy.num_codebooks} of {config.proxy}")
+        # A tuple hides the network from nn.Module's bookkeeping; `_apply` below moves it.
+        self._frozen = (proxy.requires_grad_(False).eval(),)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ProxyCodes:
+        self._frozen[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
+        """Return the mean cross-entropy in nats, a float32 scalar.
+
+        Raises:
+            ValueError: the decoder's logits are not those of the proxy's codes or grid.
+        """
+        proxy, logits = self._frozen[0], output.raw
+        indices = proxy.encode(batch["pixels"])
+        wanted = (indices.shape[0], proxy.codebook_size, *indices.shape[1:])
+        if logits.shape != wanted:
+            raise ValueError(f"the decoder must give logits {wanted} for this proxy, got {tuple(logits.shape)}")
+        return F.cross_entropy(logits.float(), indices, label_smoothing=self.config.label_smoothing)
