@@ -170,7 +170,7 @@ class PictureSet:
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        transform = TransformConfig(resize_filter=section.transform.resize_filter)
+        transform = TransformConfig(resize_filter=section.transform.resize_filter, clip_start="center")
         rows = source.load(split)
         self.workers = 0
         if isinstance(rows, datasets.IterableDataset):

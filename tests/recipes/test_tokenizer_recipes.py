@@ -45,7 +45,8 @@ def test_a_recipe_trains_and_what_it_saves_gives_the_same_indices(path, tmp_path
     trainer = TokenizerTrainer(recipe)
     final = trainer.train()
     loaded = AutoModel.from_pretrained(final).eval()
-    pixels = torch.rand(2, 3, recipe.image_size, recipe.image_size) * 2 - 1
+    frames = [recipe.num_frames] if recipe.num_frames else []
+    pixels = torch.rand(2, 3, *frames, recipe.image_size, recipe.image_size) * 2 - 1
     indices = loaded.encode(pixels)
     assert torch.equal(indices, trainer.exported.eval().encode(pixels))
     assert indices.shape[1 : 1 + len(loaded.token_grid())] == loaded.token_grid()

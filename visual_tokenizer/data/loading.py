@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from visual_tokenizer.data.sources.base import DataSourceError, Source
+from visual_tokenizer.data.sources.base import DataSourceError, Source, row_decoder
 from visual_tokenizer.data.streaming import StreamCollator, StreamedRows
 from visual_tokenizer.data.transforms import (
     TransformConfig,
     bytes_to_pixels,
+    clip_place,
     flips,
-    resize_and_crop,
-    to_bytes,
+    square_bytes,
     uniforms,
 )
 
@@ -74,28 +74,30 @@ class EpochSampler(Sampler[SampleKey]):
 
 
 def pixel_table(rows: datasets.Dataset, image_size: int, transform: TransformConfig | None = None) -> Tensor:
-    """Decode a whole map-style split to uint8 (N, 3, image_size, image_size).
+    """Decode a whole map-style split to uint8 (N, 3, image_size, image_size), or (N, 3, T, …) of clips.
 
     Args:
         rows: what `Source.load` returns.
         image_size: side in pixels.
-        transform: its filter is used; the crop is the centre.
+        transform: its filter is used; crop and clip are the centre.
     """
     filter_name = (transform or TransformConfig()).resize_filter
     centered = TransformConfig(resize_filter=filter_name)
-    table = torch.empty((len(rows), 3, image_size, image_size), dtype=torch.uint8)
-    for start in range(0, len(rows), 64):
-        images = rows[start : start + 64]["image"]
-        for offset, image in enumerate(images):
-            square = resize_and_crop(image, image_size, centered, (0.0, 0.0, 0.0, 0.0))
-            table[start + offset] = to_bytes(square)
+    source = row_decoder(rows).source
+    frames = source.config.clip_frames
+    table = torch.empty((len(rows), 3, *([frames] if frames else []), image_size, image_size), dtype=torch.uint8)
+    at_once = max(1, 64 // max(1, frames))
+    for start in range(0, len(rows), at_once):
+        for offset, content in enumerate(rows[start : start + at_once][source.content]):
+            table[start + offset] = square_bytes(content, image_size, centered, (0.0, 0.0, 0.0, 0.0))
     return table
 
 
 class PixelDataset(Dataset):
-    """Map-style samples `{"pixels": float32 (3, H, W) in [-1, 1], "index": int, "caption": str}`.
+    """Map-style samples `{"pixels": float32 (3, [T,] H, W) in [-1, 1], "index": int, "caption": str}`.
 
-    With a centre crop, and if all pictures fit in `cache_megabytes`, they are decoded once to a uint8 table.
+    With a centre crop, and if all pictures fit in `cache_megabytes`, they are decoded once to a uint8 table. So are
+    clips, unless they start anywhere in longer videos.
 
     Args:
         rows: what `Source.load` returns for a map-style source.
@@ -119,7 +121,13 @@ class PixelDataset(Dataset):
         self.seed = seed
         self.table: Tensor | None = None
         self.captions: list[str] | None = None
-        if self.transform.crop == "center" and len(rows) * 3 * image_size**2 <= cache_megabytes * 1e6:
+        self.decoder = row_decoder(rows)
+        self.encoded = rows.with_format(None)
+        source = self.decoder.source
+        self.places_clips = source.reads_place
+        is_fixed = self.transform.crop == "center" and not (self.places_clips and self.transform.clip_start == "random")
+        needed = len(rows) * 3 * max(1, source.config.clip_frames) * image_size**2
+        if is_fixed and needed <= cache_megabytes * 1e6:
             self.table = pixel_table(rows, image_size, self.transform)
             self.captions = _captions(rows)
 
@@ -138,12 +146,16 @@ class PixelDataset(Dataset):
             values = self.table[torch.tensor(indices)]
             captions = [self.captions[index] for index in indices]
         else:
-            batch = self.rows[indices]
+            encoded = dict(self.encoded[indices])
+            if self.places_clips:
+                encoded["place"] = [clip_place(self.transform, self.seed, *draw) for draw in draws]
+            batch = self.decoder(encoded)
+            contents = batch[self.decoder.source.content]
             squares = [
-                resize_and_crop(image, self.image_size, self.transform, chance)
-                for image, chance in zip(batch["image"], chances, strict=True)
+                square_bytes(content, self.image_size, self.transform, chance)
+                for content, chance in zip(contents, chances, strict=True)
             ]
-            values = torch.stack([to_bytes(square) for square in squares])
+            values = torch.stack(squares)
             captions = batch["caption"]
         pixels = bytes_to_pixels(values)
         for position, chance in enumerate(chances):
@@ -161,7 +173,7 @@ def _captions(rows: datasets.Dataset) -> list[str]:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples to `{"pixels": (B, 3, H, W), "index": int64 (B,), "caption": list[str]}`."""
+    """Stack samples to `{"pixels": (B, 3, [T,] H, W), "index": int64 (B,), "caption": list[str]}`."""
     return {
         "pixels": torch.stack([sample["pixels"] for sample in samples]),
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),

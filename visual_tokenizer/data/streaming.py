@@ -16,8 +16,7 @@ from visual_tokenizer.data.transforms import (
     TransformConfig,
     bytes_to_pixels,
     flips,
-    resize_and_crop,
-    to_bytes,
+    square_bytes,
     uniforms,
 )
 
@@ -100,7 +99,8 @@ class StreamCollator:
             return None
         index = key_number(row["key"])
         chance = uniforms(self.seed, row["epoch"], index)
-        pixels = bytes_to_pixels(to_bytes(resize_and_crop(decoded["image"], self.image_size, self.transform, chance)))
+        content = decoded[self.source.content]
+        pixels = bytes_to_pixels(square_bytes(content, self.image_size, self.transform, chance))
         if flips(self.transform, chance):
             pixels = pixels.flip(-1)
         return {"pixels": pixels, "index": index, "caption": decoded["caption"]}

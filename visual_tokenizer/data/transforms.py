@@ -1,4 +1,4 @@
-"""Picture → pixels: resize, crop, flip. Every random choice is a pure function of (seed, epoch, index)."""
+"""Picture or clip → pixels: resize, crop, flip. Every random choice is a pure function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ RESIZE_FILTERS = {
     "nearest": Image.Resampling.NEAREST,
 }
 CROPS = ("center", "random")
+CLIP_STARTS = ("center", "random")
 
 
 @dataclass(kw_only=True)
 class TransformConfig:
-    """How a picture becomes a square of pixels."""
+    """How a picture, or each frame of a clip alike, becomes a square of pixels."""
 
     resize_filter: str = "lanczos"
     """Pillow's filter, antialiased: lanczos, bicubic, bilinear, box or nearest."""
@@ -32,12 +33,16 @@ class TransformConfig:
     """Smallest side of a random crop as a share of the picture's shorter side; in (0, 1]; 1: only moved."""
     horizontal_flip: bool = False
     """Mirror half of the pictures; wrong for text."""
+    clip_start: str = "random"
+    """Which stretch of a longer video is a clip: random: another each epoch; center: the middle one."""
 
     def __post_init__(self) -> None:
         if self.resize_filter not in RESIZE_FILTERS:
             raise ValueError(f"resize_filter must be one of {', '.join(RESIZE_FILTERS)}, got {self.resize_filter!r}")
         if self.crop not in CROPS:
             raise ValueError(f"crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
+        if self.clip_start not in CLIP_STARTS:
+            raise ValueError(f"clip_start must be one of {', '.join(CLIP_STARTS)}, got {self.clip_start!r}")
         if not 0 < self.min_crop_fraction <= 1:
             raise ValueError(f"min_crop_fraction must be in (0, 1], got {self.min_crop_fraction}")
 
@@ -48,6 +53,14 @@ def uniforms(seed: int, epoch: int, index: int) -> tuple[float, float, float, fl
     words = np.frombuffer(digest, dtype="<u8") >> np.uint64(11)
     first, second, third, fourth = (words * 2.0**-53).tolist()
     return first, second, third, fourth
+
+
+def clip_place(config: TransformConfig, seed: int, epoch: int, index: int) -> float:
+    """Return where in its video a clip starts: 0 as early, towards 1 as late as there are frames for it; in [0, 1)."""
+    if config.clip_start == "center":
+        return 0.5
+    digest = hashlib.blake2b(f"clip/{seed}/{epoch}/{index}".encode(), digest_size=7).digest()
+    return (int.from_bytes(digest, "little") >> 3) * 2.0**-53
 
 
 def resize_to_cover(image: Image.Image, height: int, width: int, resample: Image.Resampling) -> Image.Image:
@@ -90,11 +103,23 @@ def to_bytes(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
 
+def square_bytes(
+    content: Image.Image | list[Image.Image],
+    image_size: int,
+    config: TransformConfig,
+    chance: tuple[float, float, float, float],
+) -> Tensor:
+    """Return the square of a picture, uint8 (3, H, W), or of all frames of a clip alike, (3, T, H, W); not flipped."""
+    if isinstance(content, list):
+        return torch.stack([square_bytes(frame, image_size, config, chance) for frame in content], dim=1)
+    return to_bytes(resize_and_crop(content, image_size, config, chance))
+
+
 def bytes_to_pixels(values: Tensor) -> Tensor:
-    """uint8 (..., 3, H, W) → float32 in [-1, 1]."""
+    """uint8 of any shape → float32 in [-1, 1]."""
     return values.to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def pixels_to_bytes(pixels: Tensor) -> Tensor:
-    """Float (..., 3, H, W) in [-1, 1] → uint8, clamped and rounded to the nearest."""
+    """Float of any shape in [-1, 1] → uint8, clamped and rounded to the nearest."""
     return pixels.detach().to(torch.float32).add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

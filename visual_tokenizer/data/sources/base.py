@@ -1,7 +1,8 @@
-"""What every source of pictures has in common.
+"""What every source of pictures or clips has in common.
 
-A source reads *encoded* rows: `image` as `{"bytes", "path"}`, `caption`, `key` and perhaps more columns. The
-base class splits them, and decodes a picture only when it is fetched. A bad picture never stops a run:
+A source reads *encoded* rows: `image` as `{"bytes", "path"}` (or `clip`, in a form of its own), `caption`, `key` and
+perhaps more columns. The base class splits them, and decodes a picture only when it is fetched. A bad picture never
+stops a run:
 
 - map-style: it is replaced by the next readable one of the split, so length and order stay what they were;
 - streaming: it is left out.
@@ -57,6 +58,11 @@ class SourceConfig(PartConfig, package="visual_tokenizer.data.sources"):
         if not 0 <= self.max_unreadable_fraction <= 1:
             raise ValueError(f"max_unreadable_fraction must be in [0, 1], got {self.max_unreadable_fraction}")
 
+    @property
+    def clip_frames(self) -> int:
+        """Frames of each clip; 0: pictures."""
+        return 0
+
 
 def hash_fraction(key: str) -> float:
     """Map a key to [0, 1), evenly and the same on every machine."""
@@ -64,16 +70,23 @@ def hash_fraction(key: str) -> float:
 
 
 class Source:
-    """A set of pictures with captions.
+    """A set of pictures, or clips, with captions.
 
     Samples are `{"image": PIL.Image (RGB), "caption": str, "keywords": list[str], "key": str}`; map-style
-    sets add `row`, the sample's place in the unsplit set.
+    sets add `row`, the sample's place in the unsplit set. A source of clips has `clip`, a list of its frames, in place
+    of `image`, sets `content`, and its config says how many frames (`clip_frames`).
     """
 
     Config: ClassVar[type[SourceConfig]]
 
     attribution: ClassVar[str] = ""
     """What the licence of the pictures asks to be named on a model card."""
+
+    content: ClassVar[str] = "image"
+    """The column that is decoded: image or clip."""
+
+    reads_place: ClassVar[bool] = False
+    """Whether a row's `place` in [0, 1), if it has one, says where in a longer video the clip starts."""
 
     def __init__(self, config: SourceConfig) -> None:
         self.config: Any = config
@@ -133,13 +146,21 @@ class Source:
         Raises:
             UnreadableImageError: see `decode_image`.
         """
-        image = decode_image(row["image"], key=row["key"], max_pixels=self.config.max_pixels)
+        content = self.decode_content(row)
         caption = row.get("caption")
         if isinstance(caption, list):  # several captions for one picture: the first
             caption = caption[0] if caption else None
-        sample = {**row, "image": image, "caption": "" if caption is None else str(caption)}
+        sample = {**row, self.content: content, "caption": "" if caption is None else str(caption)}
         sample.setdefault("keywords", [])
         return sample
+
+    def decode_content(self, row: Mapping[str, Any]) -> Any:
+        """Return the picture, or the list of frames, of an encoded row.
+
+        Raises:
+            UnreadableImageError: it can't be decoded, or may not be.
+        """
+        return decode_image(row["image"], key=row["key"], max_pixels=self.config.max_pixels)
 
     def _in_split(self, key: str, split: str) -> bool:
         return (hash_fraction(self.split_key(key)) < self.config.heldout_fraction) == (split == "heldout")
@@ -172,11 +193,11 @@ class RowDecoder:
         self.order = np.asarray(self.rows["row"][:], dtype=np.int64)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Decode a batch of columns; without the column `image` there is nothing to do."""
-        if "image" not in batch:
+        """Decode a batch of columns; without the column `image` or `clip` there is nothing to do."""
+        if self.source.content not in batch:
             return batch
         if "key" not in batch or "row" not in batch:
-            raise DataSourceError("the columns 'key' and 'row' are needed to decode the column 'image'")
+            raise DataSourceError(f"the columns 'key' and 'row' are needed to decode '{self.source.content}'")
         count = len(batch["row"])
         samples = [self._sample({name: column[i] for name, column in batch.items()}) for i in range(count)]
         return {name: [sample[name] for sample in samples] for name in samples[0]}
@@ -185,7 +206,8 @@ class RowDecoder:
         start = int(np.searchsorted(self.order, row["row"]))
         for step in range(len(self.order)):
             if step:
-                row = self.rows[(start + step) % len(self.order)]
+                placed = {"place": row["place"]} if "place" in row else {}
+                row = {**self.rows[(start + step) % len(self.order)], **placed}
             try:
                 sample = self.source.decode(row)
                 self.source.report.readable()
@@ -195,6 +217,11 @@ class RowDecoder:
         raise TooManyUnreadableError(
             f"none of the {len(self.order)} pictures is readable; reasons: {self.source.report.reasons}"
         )
+
+
+def row_decoder(rows: datasets.Dataset) -> RowDecoder:
+    """Return what decodes the rows that `Source.load` returned for a map-style set, or a selection of them."""
+    return rows.format["format_kwargs"]["transform"]
 
 
 PART = Source

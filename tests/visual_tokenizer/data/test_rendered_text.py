@@ -1,0 +1,65 @@
+"""The pictures of words: the same at every call, all letters inside, the held-out words others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from visual_tokenizer.data.sources.base import DataSourceError, SourceConfig
+from visual_tokenizer.data.sources.rendered_text import PAPERS, WORDS
+
+
+def rows(split: str = "train", **fields: object):
+    return SourceConfig.family.build({"type": "rendered_text", "pictures": 4, **fields}).load(split)
+
+
+def test_the_same_pictures_at_every_call_and_others_for_another_seed() -> None:
+    first, second, other = rows(), rows(), rows(seed=1)
+    for row in range(4):
+        assert first[row]["image"].tobytes() == second[row]["image"].tobytes()
+        assert first[row]["caption"] == second[row]["caption"] != other[row]["caption"]
+        assert set(first[row]["caption"].split()) <= set(WORDS)
+
+
+def test_the_heldout_pictures_are_others_of_the_same_number() -> None:
+    train, heldout, both = rows(), rows("heldout"), rows("all")
+    assert (len(train), len(heldout), len(both)) == (4, 4, 8)
+    assert not {train[row]["caption"] for row in range(4)} & {heldout[row]["caption"] for row in range(4)}
+
+
+def test_lines_grow_and_stay_inside() -> None:
+    for row in range(4):
+        picture = np.array(rows(font_sizes=[12, 24, 48])[row]["image"]).astype(int)
+        assert picture.shape == (256, 256, 3)
+        paper = picture[0, 0]
+        assert tuple(paper) in PAPERS
+        ink = np.abs(picture - paper).sum(2) > 60
+        assert not ink[:2].any()
+        assert not ink[-2:].any()
+        assert not ink[:, :2].any()
+        assert not ink[:, -2:].any()
+        # Heights of the stretches of rows with ink: one a line, the next higher than the one before.
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], ink.any(1).astype(int), [0]])))
+        heights = edges[1::2] - edges[::2]
+        assert len(heights) == 3
+        assert list(heights) == sorted(heights)
+        assert heights[-1] > 2 * heights[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"resolution": 32}, "resolution must be in 64"),
+        ({"font_sizes": []}, "font_sizes must be one or more"),
+        ({"font_sizes": [4]}, "each 6 or more"),
+        ({"pictures": 0}, "pictures must be 1 or more"),
+    ],
+)
+def test_fields_are_checked(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rows(**fields)
+
+
+def test_a_size_that_does_not_fit_is_named() -> None:
+    with pytest.raises(DataSourceError, match="no word of 200 px fits into 64 px"):
+        rows(resolution=64, font_sizes=[200])

@@ -1,0 +1,88 @@
+"""A folder of videos: containers, animated pictures and folders of numbered frames, with captions as `image_folder`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from visual_tokenizer.data.sources._files import read_captions
+from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
+from visual_tokenizer.data.video_decoding import ANIMATIONS, CONTAINERS, decode_clip, is_frame_folder
+
+
+@dataclass(kw_only=True)
+class VideoFolderConfig(SourceConfig):
+    """Every video below a folder."""
+
+    folder: str
+    """Folder that is searched with all its subfolders; one that holds pictures named by numbers is a video."""
+    heldout_folder: str | None = None
+    """Folder of the held-out videos; null: a share of `folder`."""
+    num_frames: int = 17
+    """Frames of a clip; 1 or more. Shorter videos are skipped."""
+    stride: int = 1
+    """Every how many frames of the video one is taken; 1 or more."""
+    metadata_file: str = "metadata.jsonl"
+    """File in the folder, one JSON object a line with `file_name` and a caption; it may be missing."""
+    caption_column: str | None = None
+    """Key of the caption in the metadata; null: `caption`, else `text`, else an empty caption."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_frames", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+    @property
+    def clip_frames(self) -> int:
+        return self.num_frames
+
+
+class VideoFolder(Source):
+    """Clips of a folder's videos; `key` is the path within it."""
+
+    Config = VideoFolderConfig
+    content = "clip"
+    reads_place = True
+
+    @property
+    def has_own_heldout(self) -> bool:
+        return self.config.heldout_folder is not None
+
+    def read(self, part: str) -> datasets.Dataset:
+        folder = Path(self.config.folder if part == "main" else self.config.heldout_folder)
+        if not folder.is_dir():
+            raise DataSourceError(f"video_folder: there is no folder {folder}")
+        videos = sorted(
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if (is_frame_folder(path) if path.is_dir() else path.suffix.lower() in ANIMATIONS | CONTAINERS)
+        )
+        if not videos:
+            suffixes = " ".join(sorted(ANIMATIONS | CONTAINERS))
+            raise DataSourceError(
+                f"video_folder: no video below {folder} (looked for {suffixes} and folders of numbered pictures)"
+            )
+        captions = read_captions(folder / self.config.metadata_file, self.config.caption_column, "video_folder")
+        columns = {
+            "key": videos,
+            "clip": [str(folder / video) for video in videos],
+            "caption": [captions.get(video, "") for video in videos],
+        }
+        return datasets.Dataset.from_dict(columns)
+
+    def decode_content(self, row: Mapping[str, Any]) -> list[Image.Image]:
+        """Return the frames of the clip that starts at the row's `place`, in the middle without one."""
+        return decode_clip(
+            Path(row["clip"]),
+            frames=self.config.num_frames,
+            stride=self.config.stride,
+            place=row.get("place", 0.5),
+            max_pixels=self.config.max_pixels,
+            key=row["key"],
+        )
