@@ -82,12 +82,13 @@ class Logging(Callback):
         steps = trainer.step - self.last_step
         pictures_per_second = steps * trainer.recipe.data.batch_size / (now - self.since)
         self.since, self.last_step = now, trainer.step
-        is_finite = math.isfinite(values["loss"]) and (
-            math.isfinite(values["gradient_norm"]) or trainer.accelerator.scaler is not None
-        )
+        is_finite = math.isfinite(values["loss"]) and math.isfinite(values.get("loss/discriminator", 0.0))
+        if trainer.accelerator.scaler is None:
+            is_finite &= all(math.isfinite(value) for name, value in values.items() if name.endswith("gradient_norm"))
         if not is_finite:
             raise DivergedError(
-                f"at step {trainer.step} the loss is {values['loss']} and the gradient norm {values['gradient_norm']}. "
+                f"at step {trainer.step} the loss is {values['loss']} and the gradient norm {values['gradient_norm']}"
+                f"{_other_side(values)}. "
                 "The newest checkpoint is from before: start again from it with a lower optimizer.learning_rate, more "
                 "optimizer.warmup_steps or without training.mixed_precision."
             )
@@ -104,6 +105,13 @@ class Logging(Callback):
     def on_end(self) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
+
+
+def _other_side(values: dict[str, float]) -> str:
+    if "loss/discriminator" not in values:
+        return ""
+    norm = values["discriminator/gradient_norm"]
+    return f"; the discriminator's are {values['loss/discriminator']} and {norm}"
 
 
 def _clock(seconds: float) -> str:

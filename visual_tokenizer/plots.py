@@ -18,21 +18,30 @@ from visual_tokenizer.data.transforms import pixels_to_bytes
 GAP = 2
 """Pixels between the pictures of a grid."""
 
+ADVERSARIAL_LOSSES = ("loss/adversarial", "loss/discriminator")
+
 
 def reconstruction_grid(pixels: Tensor, reconstruction: Tensor, columns: int = 8) -> Image.Image:
     """Return a picture with rows of originals, each above a row of their reconstructions.
 
     Args:
-        pixels: (B, 3, H, W) in [-1, 1], B 1 or more.
-        reconstruction: (B, 3, H, W), clamped.
-        columns: pictures in a row.
+        pixels: (B, 3, H, W) in [-1, 1], B 1 or more; of clips (B, 3, T, H, W) the first, middle and last frame are
+            shown side by side.
+        reconstruction: the same shape, clamped.
+        columns: pictures in a row, at most; all frames of a clip are in one row.
 
     Raises:
-        ValueError: the shapes differ or are not (B, 3, H, W).
+        ValueError: the shapes differ or are not (B, 3, H, W) or (B, 3, T, H, W).
     """
+    if pixels.ndim == 5 and pixels.shape == reconstruction.shape and pixels.shape[2]:
+        shown = sorted({0, pixels.shape[2] // 2, pixels.shape[2] - 1})
+        pixels, reconstruction = (
+            clips[:, :, shown].transpose(1, 2).flatten(0, 1) for clips in (pixels, reconstruction)
+        )
+        columns = max(1, columns // len(shown)) * len(shown)
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape != reconstruction.shape or not len(pixels):
         raise ValueError(
-            f"pixels and reconstruction must have one shape (B, 3, H, W), got {tuple(pixels.shape)} and "
+            f"pixels and reconstruction must have one shape (B, 3, [T,] H, W), got {tuple(pixels.shape)} and "
             f"{tuple(reconstruction.shape)}"
         )
     count, _, height, width = pixels.shape
@@ -58,21 +67,27 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def plot_losses(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the loss and its terms over the steps, on a logarithmic scale.
+    """Draw the loss and its terms over the steps, on a logarithmic scale; where there is a discriminator, its side too.
 
     Args:
         entries: lines of log.jsonl.
         path: PNG to write.
     """
     names = _names(entries, lambda name: name == "loss" or name.startswith("loss/"))
-    _plot(entries, [names], path, ylabels=["loss"], logarithmic=True)
+    panels = {"loss": [name for name in names if name not in ADVERSARIAL_LOSSES]}
+    panels["adversarial losses"] = [name for name in names if name in ADVERSARIAL_LOSSES]
+    panels["logits"] = _names(entries, lambda name: name in ("discriminator/real_logits", "discriminator/fake_logits"))
+    panels["accuracy of the discriminator"] = _names(entries, lambda name: name == "discriminator/accuracy")
+    panels["adaptive weight"] = _names(entries, lambda name: name == "discriminator/adaptive_weight")
+    panels = {label: shown for label, shown in panels.items() if shown or label == "loss"}
+    _plot(entries, list(panels.values()), path, ylabels=list(panels), logarithmic=("loss", "adaptive weight"))
 
 
 def plot_codebook(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the share of used codes and the perplexity over the steps, in training and on held-out pictures."""
     usage = _names(entries, lambda name: name.endswith("usage"))
     perplexity = _names(entries, lambda name: name.endswith("perplexity"))
-    _plot(entries, [usage, perplexity], path, ylabels=["share of codes used", "perplexity"], logarithmic=False)
+    _plot(entries, [usage, perplexity], path, ylabels=["share of codes used", "perplexity"])
 
 
 def plot_health(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -87,7 +102,7 @@ def plot_health(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
     }
     found = {label: _names(entries, lambda name, end=end: name.endswith(end)) for end, label in panels.items()}
     found = {label: names for label, names in found.items() if names}
-    _plot(entries, list(found.values()), path, ylabels=list(found), logarithmic=False)
+    _plot(entries, list(found.values()), path, ylabels=list(found))
 
 
 def plot_diagnosis(codebooks: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> None:
@@ -124,7 +139,7 @@ def _plot(
     panels: list[list[str]],
     path: Path,
     ylabels: list[str],
-    logarithmic: bool,
+    logarithmic: Sequence[str] = (),
 ) -> None:
     figure = Figure(figsize=(7, 3.5 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
@@ -135,7 +150,7 @@ def _plot(
             axis.plot(steps, values, label=name, marker="." if len(points) < 30 else None)
         axis.set_xlabel("step")
         axis.set_ylabel(ylabel)
-        if logarithmic and any(entry.get(name, 0) > 0 for entry in entries for name in names):
+        if ylabel in logarithmic and any(entry.get(name, 0) > 0 for entry in entries for name in names):
             axis.set_yscale("log")
         if names:
             axis.legend(fontsize=8)

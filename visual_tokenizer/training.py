@@ -13,6 +13,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 
+from visual_tokenizer.adversarial import AdversarialTraining
 from visual_tokenizer.callbacks import (
     Callback,
     Checkpoints,
@@ -23,11 +24,14 @@ from visual_tokenizer.callbacks import (
     MeanMeter,
     Samples,
 )
+from visual_tokenizer.channels_last import channels_last, lay_out_channels_last
 from visual_tokenizer.checkpoints import newest_good, remove_unfinished, write_checkpoint
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.data.sources.base import DataSourceError, SourceConfig
 from visual_tokenizer.ema import WeightAverage
 from visual_tokenizer.export import export_tokenizer
+from visual_tokenizer.fine_tuning import freeze_parts, load_weights
+from visual_tokenizer.gradient_checkpointing import checkpoint_blocks
 from visual_tokenizer.losses.base import LossConfig
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.objective import Objective
@@ -108,7 +112,7 @@ class TokenizerTrainer:
         return True
 
     def _build(self) -> None:
-        """Make model, data and optimizer; the same weights on every process."""
+        """Make model, data, optimizer and discriminator; the same weights on every process."""
         recipe, device = self.recipe, self.accelerator.device
         set_seed(recipe.training.seed)
         self.source = SourceConfig.family.build(recipe.data.source)
@@ -121,18 +125,25 @@ class TokenizerTrainer:
         )
         losses = {loss.type: LossConfig.family.build(loss) for loss in recipe.losses}
         objective = Objective(VisualTokenizer(config), losses).to(device).train()
-        self.memory_format = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
-        objective.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        if recipe.training.channels_last:
+            lay_out_channels_last(objective)
         self.tokenizer, self.losses = objective.tokenizer, objective.losses
+        self.frozen = freeze_parts(self.tokenizer, recipe.freeze)
         self.average = None
         if recipe.training.ema_decay > 0:
             self.average = WeightAverage(self.tokenizer, recipe.training.ema_decay)
+        if recipe.training.gradient_checkpointing:
+            checkpoint_blocks(self.tokenizer)  # after the copy for the average, which would share what it changes
         if recipe.training.compile:
             for part in (self.tokenizer.encoder, self.tokenizer.decoder, *self.losses.values()):
                 part.compile()
         optimizer = build_optimizer(objective, recipe.optimizer)
         self.unwrapped = objective
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.adversarial = None
+        if recipe.adversarial is not None:
+            last_layer = self.tokenizer.decoder.last_layer if recipe.adversarial.adaptive else None
+            self.adversarial = AdversarialTraining(recipe, self.accelerator, last_layer)
         set_seed(recipe.training.seed, device_specific=True)
 
     def heldout_pictures(self, count: int, process: int = 0, processes: int = 1) -> PictureSet:
@@ -152,7 +163,7 @@ class TokenizerTrainer:
             restore_state(self, Path(found))
             self.say(f"going on from {Path(found).name}")
         else:
-            self._initialize_codebook()
+            self._initialize()
         state = random_state(self.accelerator.device)
         self.batches = self._batches_from(self.step)
         restore_random_state(state, self.accelerator.device)  # whatever building the data drew
@@ -183,8 +194,10 @@ class TokenizerTrainer:
         )
 
     @torch.no_grad()
-    def _initialize_codebook(self) -> None:
-        """Show the quantizer the latents of early batches until it has its first codebook."""
+    def _initialize(self) -> None:
+        """Take another tokenizer's weights, if wanted; show the quantizer latents until it has its first codebook."""
+        if self.recipe.initialize_from is not None:
+            load_weights(self.tokenizer, self.recipe.initialize_from)
         quantizer = self.tokenizer.quantizer
         while (wanted := quantizer.samples_wanted) > 0:
             batches = self._batches_from(0)
@@ -204,7 +217,7 @@ class TokenizerTrainer:
     def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
         batch = next(batches)
         pixels = batch["pixels"].to(self.accelerator.device, non_blocking=True)
-        return {**batch, "pixels": pixels.to(memory_format=self.memory_format)}
+        return {**batch, "pixels": channels_last(pixels) if self.recipe.training.channels_last else pixels}
 
     def _run(self, signals: StopSignals) -> None:
         for callback in self.callbacks:
@@ -223,17 +236,27 @@ class TokenizerTrainer:
         self.rate = learning_rate(section, self.step, self.recipe.training.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
+        for part in self.frozen:
+            part.eval()  # whoever evaluated the tokenizer has put all of it back into training mode
         for number in range(passes):
             batch = self._next(self.batches)
             is_last = number == passes - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.objective):
-                values = self.objective(batch)
-                self.accelerator.backward(values["loss"] / passes)
-            self.meter.add(values)
+                output = self.objective(batch)
+                loss, values = output.loss, dict(output.values)
+                if self.adversarial is not None:
+                    term, logged = self.adversarial.generator_term(output, self.step)
+                    loss, values = loss + term, values | logged
+                self.accelerator.backward(loss / passes)
+            if self.adversarial is not None:
+                values |= self.adversarial.accumulate(batch["pixels"], output.pixels, self.step, is_last)
+            self.meter.add({"loss": loss, **values})
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), section.max_grad_norm)
         self.meter.add({"gradient_norm": norm})
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.adversarial is not None:
+            self.meter.add(self.adversarial.update(self.step))
         self.step += 1
         if self.average is not None:
             self.average.update(self.tokenizer, self.step)
@@ -267,9 +290,9 @@ class TokenizerTrainer:
         """
         if self.saved_step == self.step:
             return
-        norm = self.meter.sums.get("gradient_norm")
-        # The norm is the same on every process. With fp16 it may be infinite: then the step was left out.
-        if norm is not None and self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
+        norms = [norm for name, norm in self.meter.sums.items() if name.endswith("gradient_norm")]
+        # The norms are the same on every process. With fp16 they may be infinite: then the step was left out.
+        if norms and self.accelerator.scaler is None and not bool(torch.isfinite(torch.stack(norms)).all()):
             raise DivergedError(f"the gradient is not finite at step {self.step}; no checkpoint is written of it")
         checkpoint, keep = capture_state(self), self.recipe.training.keep_checkpoints
         folder = self.folder / "checkpoints"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from visual_tokenizer.adversarial_recipe import AdversarialSection
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.data.transforms import TransformConfig
 from visual_tokenizer.decoders.base import DecoderConfig
@@ -15,6 +16,7 @@ from visual_tokenizer.registry import ConfigError
 
 MIXED_PRECISION = ("no", "bf16", "fp16")
 SCHEDULES = ("cosine", "constant")
+PARTS = ("encoder", "to_codes", "quantizer", "from_codes", "decoder")
 
 
 def _at_least(section: object, name: str, least: float) -> None:
@@ -140,7 +142,10 @@ class TrainingSection:
     """Compile encoder, decoder and losses with torch.compile."""
 
     channels_last: bool = False
-    """Lay out pictures and kernels channels-last, which convolutions on tensor cores prefer."""
+    """Lay out pictures, clips and kernels channels-last, which convolutions on tensor cores prefer."""
+
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of the blocks of encoder and decoder for the way back: less memory, a third more time."""
 
     report_to: list[str] = field(default_factory=list)
     """Trackers of accelerate beside log.jsonl: tensorboard, wandb, …"""
@@ -193,8 +198,18 @@ class TokenizerRecipe:
     decoder: DecoderConfig = field(default_factory=lambda: DecoderConfig.family.config({"type": "cnn"}))
     """Codes to pixels."""
 
+    initialize_from: str | None = None
+    """Folder or hub name of a trained tokenizer of the same architecture whose weights training begins with."""
+
+    freeze: list[str] = field(default_factory=list)
+    """Parts that stay as they are: encoder, to_codes, quantizer, from_codes, decoder. To tune a decoder to given tokens
+    (TiTok's second stage, arXiv:2406.07550): [encoder, to_codes, quantizer]."""
+
     losses: list[LossConfig] = field(default_factory=lambda: [LossConfig.family.config({"type": "l2"})])
     """Terms of the objective, each different; the quantizer adds its own."""
+
+    adversarial: AdversarialSection | None = None
+    """Training against a discriminator; null for none."""
 
     data: DataSection = field(default_factory=DataSection)
     """Pictures."""
@@ -211,11 +226,25 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         _at_least(self, "image_size", 1)
         _at_least(self, "num_frames", 0)
+        frames = self.data.source.clip_frames
+        if frames != self.num_frames:
+            has = f"clips of {frames} frames" if frames else "pictures"
+            raise ValueError(
+                f"num_frames must be what data.source gives ({frames}: {self.data.source.type} gives {has}), "
+                f"got {self.num_frames}"
+            )
         if not self.losses:
             raise ValueError("losses must hold one loss or more")
         names = [loss.type for loss in self.losses]
         if len(set(names)) != len(names):
             raise ValueError(f"losses must be different from one another, got {names}")
+        unknown = [name for name in self.freeze if name not in PARTS]
+        if unknown or len(set(self.freeze)) != len(self.freeze) or len(self.freeze) == len(PARTS):
+            raise ValueError(f"freeze must name some of {', '.join(PARTS)}, each once and not all, got {self.freeze}")
+        if self.adversarial is not None and self.adversarial.adaptive and "decoder" in self.freeze:
+            raise ValueError(
+                "adversarial.adaptive must be false where freeze names the decoder, whose last layer it needs"
+            )
 
     def per_device_batch_size(self, processes: int) -> int:
         """Return the pictures of one forward pass on one process.

@@ -45,6 +45,10 @@ def capture_state(trainer: TokenizerTrainer) -> Checkpoint:
     tensors = {"model": trainer.unwrapped.state_dict(), "optimizer": optimizer}
     if trainer.average is not None:
         tensors["average"] = trainer.average.module.state_dict()
+    plain_of_other_side = None
+    if trainer.adversarial is not None:
+        of_other_side, plain_of_other_side = trainer.adversarial.capture()
+        tensors |= of_other_side
     own = random_state(trainer.accelerator.device)
     own |= {f"meter/sum/{name}": value.cpu() for name, value in trainer.meter.sums.items()}
     own |= {f"meter/count/{name}": torch.tensor(count) for name, count in trainer.meter.counts.items()}
@@ -57,6 +61,7 @@ def capture_state(trainer: TokenizerTrainer) -> Checkpoint:
         "fixed": fixed_fields(trainer.recipe),
         "optimizer": plain,
         "scaler": None if scaler is None else scaler.state_dict(),
+        "adversarial": plain_of_other_side,
     }
     return Checkpoint(step=trainer.step, tensors=tensors, state=state)
 
@@ -73,6 +78,8 @@ def restore_state(trainer: TokenizerTrainer, path: Path) -> None:
         trainer.unwrapped.load_state_dict(checkpoint.tensors["model"])
         optimizer = unflatten_optimizer(checkpoint.tensors.get("optimizer", {}), checkpoint.state["optimizer"])
         trainer.optimizer.load_state_dict(optimizer)
+        if trainer.adversarial is not None and checkpoint.state.get("adversarial"):
+            trainer.adversarial.restore(checkpoint.tensors, checkpoint.state["adversarial"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit this recipe: {error}") from error
     if trainer.average is not None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from visual_tokenizer import plots
 from visual_tokenizer.plots import GAP, plot_codebook, plot_losses, reconstruction_grid, save_picture
 
 
@@ -55,3 +56,35 @@ def test_a_picture_replaces_an_earlier_one(tmp_path):
         save_picture(Image.new("RGB", (2, 2), shade), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_of_a_clip_the_first_middle_and_last_frame_are_shown_in_one_row():
+    clips = torch.linspace(-1, 1, 2 * 5).view(2, 1, 5, 1, 1).expand(2, 3, 5, 4, 6)
+    grid = np.asarray(reconstruction_grid(clips, -clips, columns=5))
+    shown = [(clip, frame) for clip in range(2) for frame in (0, 2, 4)]
+    assert grid.shape[1] == GAP + 3 * (6 + GAP)  # two clips of three frames do not fit into five columns
+    for position, (clip, frame) in enumerate(shown):
+        row, column = divmod(position, 3)
+        top, left = GAP + row * (2 * (4 + GAP) + GAP), GAP + column * (6 + GAP)
+        value = float(clips[clip, 0, frame, 0, 0])
+        assert grid[top, left, 0] == round((value + 1) * 127.5)
+        assert grid[top + 4 + GAP, left, 0] == round((1 - value) * 127.5)
+    still = reconstruction_grid(clips[:, :, :1], clips[:, :, :1])
+    assert still.size == reconstruction_grid(clips[:, :, 0], clips[:, :, 0]).size
+
+
+def test_the_discriminators_side_is_drawn_in_panels_of_its_own(tmp_path, monkeypatch):
+    panels = []
+    monkeypatch.setattr(
+        plots, "_plot", lambda entries, names, path, ylabels, **_: panels.append(dict(zip(ylabels, names, strict=True)))
+    )
+    plain = {"step": 1, "loss": 2.0, "loss/l2": 1.5}
+    plot_losses([plain], tmp_path / "a.png")
+    other = {"loss/adversarial": -0.5, "loss/discriminator": 1.0, "discriminator/accuracy": 0.5}
+    plot_losses([plain | other], tmp_path / "b.png")
+    assert panels[0] == {"loss": ["loss", "loss/l2"]}
+    assert panels[1] == {
+        "loss": ["loss", "loss/l2"],
+        "adversarial losses": ["loss/adversarial", "loss/discriminator"],
+        "accuracy of the discriminator": ["discriminator/accuracy"],
+    }

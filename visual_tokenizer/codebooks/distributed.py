@@ -47,7 +47,8 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(_context: Any, *gradients: Tensor) -> Tensor:
-        return sum_over_ranks(gradients[0].contiguous().clone())
+        gradient: Tensor = _SumOverRanks.apply(gradients[0].contiguous())  # type: ignore[no-untyped-call]
+        return gradient  # through `apply`, so that a gradient penalty can differentiate it again
 
 
 def gather_over_ranks(tensor: Tensor) -> Tensor:

@@ -1,0 +1,171 @@
+"""Adversarial training beside the tokenizer's own: the discriminator, its optimizer, and the generator's term.
+
+In each accumulated pass the tokenizer goes forward once. The generator's term judges that reconstruction through the
+bare discriminator, whose parameters take no gradient meanwhile; the discriminator then learns from the same
+reconstruction, detached, through its own data-parallel wrapper. After the last pass both take their step. Over ranks
+and, where no part looks at a whole batch, over passes this is the step of one process on the whole batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from visual_tokenizer.adversarial_losses.base import AdversarialLossConfig
+from visual_tokenizer.channels_last import lay_out_channels_last
+from visual_tokenizer.checkpoints import flatten_optimizer, unflatten_optimizer
+from visual_tokenizer.codebooks.distributed import average_over_ranks
+from visual_tokenizer.discriminator_objective import DiscriminatorObjective
+from visual_tokenizer.discriminators.base import DiscriminatorConfig
+from visual_tokenizer.objective import ObjectiveOutput
+from visual_tokenizer.optimization import build_optimizer, learning_rate
+from visual_tokenizer.training_recipe import TokenizerRecipe
+
+MAX_ADAPTIVE_WEIGHT = 1e4
+
+
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, scale: Tensor | float = 1.0
+) -> Tensor:
+    """Return ‖∇ reconstruction‖ / (‖∇ adversarial‖ + 1e-4), a detached scalar in [0, 10⁴].
+
+    The gradients, not their norms, are averaged over ranks: the weight is that of the whole batch on one process, and
+    the same on every rank. Paper: Taming Transformers (Esser et al., 2021), arXiv:2012.09841, eq. 7.
+
+    Args:
+        reconstruction: the weighted reconstruction losses, a scalar of this rank; its graph is kept.
+        adversarial: the generator's unweighted loss, a scalar of this rank; its graph is kept.
+        last_layer: a parameter that both depend on.
+        scale: factor on the losses on the way back, against underflow in float16. Where it overflows, the weight is 0
+            (the optimizer will leave that step out).
+    """
+    gradients = torch.stack(
+        [
+            torch.autograd.grad(loss * scale, last_layer, retain_graph=True)[0].float() / scale
+            for loss in (reconstruction, adversarial)
+        ]
+    )
+    norms = torch.linalg.vector_norm(average_over_ranks(gradients).flatten(1), dim=1)
+    weight = norms[0] / (norms[1] + 1e-4)
+    return torch.nan_to_num(weight, nan=0.0, posinf=0.0).clamp(0, MAX_ADAPTIVE_WEIGHT)
+
+
+class AdversarialTraining:
+    """What a trainer needs of the other side.
+
+    Args:
+        recipe: with a section `adversarial`.
+        accelerator: wraps the discriminator.
+        last_layer: the decoder's, for the adaptive weight; None where it is not wanted.
+
+    Raises:
+        ConfigError: the discriminator does not fit the pictures.
+    """
+
+    def __init__(self, recipe: TokenizerRecipe, accelerator: Accelerator, last_layer: nn.Parameter | None) -> None:
+        assert recipe.adversarial is not None
+        self.section = section = recipe.adversarial
+        self.accelerator = accelerator
+        self.last_layer = last_layer
+        self.passes = recipe.training.gradient_accumulation_steps
+        self.schedule = recipe.optimizer
+        self.max_steps = recipe.training.max_steps
+        self.loss = AdversarialLossConfig.family.build(section.loss)
+        discriminator = DiscriminatorConfig.family.build(
+            section.discriminator, image_size=recipe.image_size, num_frames=recipe.num_frames
+        )
+        self.unwrapped = DiscriminatorObjective(discriminator, self.loss, section).to(accelerator.device).train()
+        if recipe.training.channels_last:
+            lay_out_channels_last(self.unwrapped)
+        if recipe.training.compile and last_layer is not None:
+            # The adaptive weight goes back through the decoder's graph before the step does.
+            torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
+        self.peak = section.learning_rate or recipe.optimizer.learning_rate
+        betas = section.betas or recipe.optimizer.betas
+        settings = dataclasses.replace(recipe.optimizer, learning_rate=self.peak, betas=betas, weight_decay=0.0)
+        self.optimizer = build_optimizer(self.unwrapped, settings)
+        # Its own scale: the losses of the two sides may differ by orders of magnitude.
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.scaler is not None)
+        self.objective = accelerator.prepare_model(self.unwrapped)
+        self.means = torch.zeros(2, discriminator.judges, device=accelerator.device)
+
+    def generator_term(self, output: ObjectiveOutput, step: int) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """Return the weighted term of the tokenizer's loss in step `step` and what to log; 0 before the start."""
+        share = self.section.share(step)
+        if share == 0:
+            return 0.0, {}
+        discriminator = self.unwrapped.discriminator
+        discriminator.requires_grad_(False)
+        with self.accelerator.autocast():
+            logits = discriminator(output.pixels)
+        discriminator.requires_grad_(True)
+        loss = torch.stack([self.loss.generator(judged.float()) for judged in logits]).mean()
+        term = share * self.section.weight * loss
+        values = {}
+        if self.last_layer is not None:
+            scaler = self.accelerator.scaler
+            scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=loss.device))
+            weight = adaptive_weight(output.reconstruction, loss, self.last_layer, scale)
+            values["discriminator/adaptive_weight"] = weight
+            term = weight * term
+        return term, {**values, "loss/adversarial": term.detach()}
+
+    def accumulate(self, pixels: Tensor, reconstruction: Tensor, step: int, is_last: bool) -> dict[str, Tensor]:
+        """Go back through the discriminator for one pass of step `step`; return what to log.
+
+        Args:
+            pixels: (B, 3, [T,] H, W) real pictures in [-1, 1].
+            reconstruction: of the same shape.
+            step: number of the step.
+            is_last: whether it is the last pass of the step.
+        """
+        section = self.section
+        if step < section.discriminator_start:
+            return {}
+        penalise = section.r1_weight > 0 and (step - section.discriminator_start) % section.r1_every_steps == 0
+        with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.objective):
+            output = self.objective(pixels, reconstruction.detach(), penalise)
+            self.scaler.scale(output.loss / self.passes).backward()
+        self.means += output.means / self.passes
+        return output.values
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        """Take the discriminator's step number `step`, after the last pass; return what to log."""
+        if step < self.section.discriminator_start:
+            return {}
+        rate = learning_rate(self.schedule, step, self.max_steps) * self.peak / self.schedule.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        parameters = self.unwrapped.discriminator.parameters()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.schedule.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.unwrapped.lecam.update(self.means)
+        self.means.zero_()
+        return {"discriminator/gradient_norm": norm}
+
+    def capture(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Return everything that the next step depends on, as named groups of tensors and plain values."""
+        moments, plain = flatten_optimizer(self.optimizer.state_dict())
+        tensors = {"discriminator": self.unwrapped.state_dict(), "discriminator_optimizer": moments}
+        return tensors, {"optimizer": plain, "scaler": self.scaler.state_dict()}
+
+    def restore(self, tensors: Mapping[str, dict[str, Tensor]], plain: Mapping[str, Any]) -> None:
+        """Go back to what `capture` returned.
+
+        Raises:
+            RuntimeError, ValueError, KeyError: it belongs to another discriminator.
+        """
+        self.unwrapped.load_state_dict(tensors["discriminator"])
+        moments = tensors.get("discriminator_optimizer", {})
+        self.optimizer.load_state_dict(unflatten_optimizer(moments, plain["optimizer"]))
+        if plain["scaler"]:
+            self.scaler.load_state_dict(plain["scaler"])

@@ -1,0 +1,1 @@
+"""What generator and discriminator minimise, one pair a file."""

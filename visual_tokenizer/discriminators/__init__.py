@@ -1,0 +1,1 @@
+"""Networks that tell pictures from reconstructions, one a file."""
