@@ -16,20 +16,17 @@ Exit codes: 0 done; 1 a run diverged; 2 something to be put right by you; 130, 1
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.comparison_plots import PERCEPTUAL, plot_collapse, plot_rate
 from benchmarks.quantizer_sets import BASELINE, SETS
 from benchmarks.quantizers import markdown_table
-from benchmarks.training_runs import Run, build_run, write_text
-from visual_tokenizer.callbacks import DivergedError
+from benchmarks.training_runs import Run, build_run, finish_runs, override_pairs, write_text
 from visual_tokenizer.processes import Interrupted
 from visual_tokenizer.registry import closest
 from visual_tokenizer.train import USER_ERRORS
@@ -43,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train and compare what the command line asks for; return the exit code."""
     options, overrides = _parse(arguments)
     try:
-        results, diverged = finish_runs(_runs(options, overrides), options)
+        results, diverged = finish_runs(_runs(options, overrides), functools.partial(_save, options))
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signum
@@ -82,13 +79,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
         parser.error(f"--steps must be 1 or more and --bits 2 or more, got {options.steps} and {options.bits}")
     if options.set == "collapse" and len(options.bits) > 1:
         parser.error("--set collapse takes one number of --bits")
-    overrides = {}
-    for key, value in zip(rest[::2], rest[1::2], strict=False):
-        if not key.startswith("--") or "." not in key or key.startswith("--quantizer."):
-            parser.error(f"unknown option {key}; keys of the recipe are given as --section.field VALUE")
-        overrides[key[2:]] = yaml.safe_load(value)
-    if len(rest) % 2:
-        parser.error(f"{rest[-1]} needs a value")
+    overrides = override_pairs(rest, "quantizer", parser.error)
     return options, overrides
 
 
@@ -99,39 +90,8 @@ def _runs(options: Any, overrides: dict[str, Any]) -> list[Run]:
             if options.only is None or name in options.only:
                 folder = options.out / options.set / f"{name}-{bits}-bits"
                 settings: dict[str, Any] = {"base": options.recipe, "folder": folder, "overrides": overrides}
-                runs.append(build_run(name, bits, section, steps=options.steps, **settings))
+                runs.append(build_run(name, bits, {"quantizer": section}, steps=options.steps, **settings))
     return runs
-
-
-def finish_runs(runs: Sequence[Run], options: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """Do what is not done yet, and write table, JSON and plot after each run.
-
-    Returns:
-        The results, and the names of the runs that diverged.
-    """
-    results: list[dict[str, Any]] = []
-    diverged: list[str] = []
-    known = [run.result() for run in runs]  # all, before any is trained: one may be of another recipe
-    waiting, begin = known.count(None), time.perf_counter()
-    for number, (run, result) in enumerate(zip(runs, known, strict=True), start=1):
-        label = f"[{number}/{len(runs)}] {run.name}, {run.bits} bits a token"
-        if result is None:
-            print(f"{label}: {run.recipe.training.max_steps} steps", flush=True)
-            try:
-                result = run.finish()
-            except DivergedError as error:
-                print(f"{label}: {error}", file=sys.stderr)
-                diverged.append(run.name)
-            waiting -= 1
-            done = known.count(None) - waiting
-            minutes = (time.perf_counter() - begin) / done * waiting / 60
-            print(f"{label}: done, about {minutes:.0f} minutes to go", flush=True)
-        else:
-            print(f"{label}: was done before", flush=True)
-        if result is not None:
-            results.append(result)
-            _save(options, results)
-    return results, diverged
 
 
 def _save(options: Any, results: Sequence[dict[str, Any]]) -> None:

@@ -107,7 +107,7 @@ def describe_machine(options: Any) -> dict[str, Any]:
     device: torch.device = options.device
     is_gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if is_gpu else f"CPU, {_processor()}",
+        "device": torch.cuda.get_device_name(device) if is_gpu else f"CPU, {processor_name()}",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         PUBLISHED: importlib.metadata.version(PUBLISHED) if _has_published() else "not installed",
@@ -117,7 +117,8 @@ def describe_machine(options: Any) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Return the CPU's name and how many of its cores this process may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

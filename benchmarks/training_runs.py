@@ -1,22 +1,27 @@
-"""One training of `benchmarks.compare_quantizers` and what is measured on it, kept in `result.json` of its folder."""
+"""Trainings that are compared, and what is measured on each, kept in `result.json` of its folder."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
+import sys
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from visual_tokenizer import VisualTokenizer
+from visual_tokenizer.callbacks import DivergedError
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.evaluation import bits_per_picture, evaluate_reconstruction
-from visual_tokenizer.metrics.codebook_usage import CodebookUsage
+from visual_tokenizer.metrics.codebook_usage import CodebookUsage, CodebookUsageConfig
 from visual_tokenizer.recipe import provenance, read_recipe, recipe_to_dict
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.training import TokenizerTrainer
@@ -30,11 +35,17 @@ EVALUATION_BATCH = 32
 
 @dataclass(frozen=True)
 class Run:
-    """One quantizer at one rate."""
+    """One training."""
 
     name: str
-    bits: int
+    bits: int | None
+    """Bits a token, where runs at several rates are compared."""
     recipe: TokenizerRecipe
+
+    @property
+    def label(self) -> str:
+        """What it is called while it is at work."""
+        return self.name if self.bits is None else f"{self.name}, {self.bits} bits a token"
 
     @property
     def folder(self) -> Path:
@@ -77,22 +88,59 @@ class Run:
         return result
 
 
+def finish_runs(
+    runs: Sequence[Run], save: Callable[[list[dict[str, Any]]], None]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Do what is not done yet.
+
+    Args:
+        runs: in the order of the results.
+        save: called with all results so far after each run.
+
+    Returns:
+        The results, and the names of the runs that diverged.
+    """
+    results: list[dict[str, Any]] = []
+    diverged: list[str] = []
+    known = [run.result() for run in runs]  # all, before any is trained: one may be of another recipe
+    waiting, begin = known.count(None), time.perf_counter()
+    for number, (run, result) in enumerate(zip(runs, known, strict=True), start=1):
+        label = f"[{number}/{len(runs)}] {run.label}"
+        if result is None:
+            print(f"{label}: {run.recipe.training.max_steps} steps", flush=True)
+            try:
+                result = run.finish()
+            except DivergedError as error:
+                print(f"{label}: {error}", file=sys.stderr)
+                diverged.append(run.name)
+            waiting -= 1
+            done = known.count(None) - waiting
+            minutes = (time.perf_counter() - begin) / done * waiting / 60
+            print(f"{label}: done, about {minutes:.0f} minutes to go", flush=True)
+        else:
+            print(f"{label}: was done before", flush=True)
+        if result is not None:
+            results.append(result)
+            save(results)
+    return results, diverged
+
+
 def build_run(
     name: str,
-    bits: int,
-    quantizer: Mapping[str, Any],
+    bits: int | None,
+    sections: Mapping[str, Any],
     *,
     base: Path,
     folder: Path,
     steps: int,
     overrides: Mapping[str, Any],
 ) -> Run:
-    """Return the run of a base recipe with another quantizer and length.
+    """Return the run of a base recipe with some sections replaced, and of another length.
 
     Args:
-        name: of the quantizer.
-        bits: a token.
-        quantizer: the recipe's section.
+        name: of what is compared.
+        bits: a token, or None.
+        sections: by name, such as `quantizer`; they replace those of the recipe.
         base: the recipe of everything else.
         folder: of the run.
         steps: optimiser steps.
@@ -103,7 +151,7 @@ def build_run(
     """
     settings = {
         "output_dir": str(folder),
-        "quantizer": dict(quantizer),
+        **{section: dict(fields) for section, fields in sections.items()},
         "training.max_steps": steps,
         "training.log_every_steps": max(1, steps // 20),
         "training.sample_every_steps": 0,
@@ -118,10 +166,28 @@ def build_run(
     return Run(name, bits, read_recipe(TokenizerRecipe, base, settings))
 
 
+def override_pairs(words: Sequence[str], refused: str, complain: Callable[[str], Any]) -> dict[str, Any]:
+    """Read `--section.field VALUE …` off what is left of a command line.
+
+    Args:
+        words: keys and values in turn.
+        refused: a section that may not be named.
+        complain: called with what is wrong; it must not return.
+    """
+    overrides = {}
+    for key, value in zip(words[::2], words[1::2], strict=False):
+        if not key.startswith("--") or "." not in key or key.startswith(f"--{refused}."):
+            complain(f"unknown option {key}; keys of the recipe are given as --section.field VALUE")
+        overrides[key[2:]] = yaml.safe_load(value)
+    if len(words) % 2:
+        complain(f"{words[-1]} needs a value")
+    return overrides
+
+
 def measure(model: Path, recipe: TokenizerRecipe, device: torch.device) -> dict[str, Any]:
     """Return how well the tokenizer in `model` reconstructs held-out pictures, and its codes' use on the training set.
 
-    The training pictures are centre-cropped and not flipped, each once.
+    Pictures, or clips. Those of the training set are centre-cropped and not flipped, each once.
     """
     tokenizer = VisualTokenizer.from_pretrained(model).to(device).eval()
     source = SourceConfig.family.build(recipe.data.source)
@@ -130,7 +196,7 @@ def measure(model: Path, recipe: TokenizerRecipe, device: torch.device) -> dict[
         return PictureSet(source, split, recipe.data, image_size=recipe.image_size, max_pictures=None)
 
     heldout = evaluate_reconstruction(tokenizer, pictures("heldout").batches(EVALUATION_BATCH), METRICS, device)
-    usage = CodebookUsage(tokenizer.codebook_size, tokenizer.num_codebooks)
+    usage = CodebookUsage(CodebookUsageConfig().for_codebook(tokenizer.codebook_size, tokenizer.num_codebooks))
     for batch in pictures("train").batches(EVALUATION_BATCH):
         usage.update(tokenizer.encode(batch["pixels"].to(device)))
     return {
@@ -138,6 +204,7 @@ def measure(model: Path, recipe: TokenizerRecipe, device: torch.device) -> dict[
         "train": usage.compute(),
         "codebook_size": tokenizer.codebook_size,
         "num_codebooks": tokenizer.num_codebooks,
+        "tokens_per_picture": math.prod(tokenizer.token_grid()) * tokenizer.num_codebooks,
         "bits_per_picture": bits_per_picture(tokenizer, recipe.image_size),
         "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
     }

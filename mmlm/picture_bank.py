@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.backbones.base import load_backbone
-from visual_tokenizer.metrics.retrieval import retrieval_embedding, topk_caption_accuracy
+from visual_tokenizer.retrieval import retrieval_embedding, topk_caption_accuracy
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 
 NETWORK = "efficientnet_lite0"

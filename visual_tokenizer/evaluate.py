@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import sys
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +12,15 @@ from typing import Any
 import torch
 import yaml
 
+from visual_tokenizer.backbones.base import UnsuitablePixelsError, WeightsMismatchError, frames_as_pictures
+from visual_tokenizer.comparison import ComparisonRecipe, ProtocolMismatchError, compare, save_text
 from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
-from visual_tokenizer.evaluation import METRICS, bits_per_picture, evaluate_reconstruction, reconstruct
+from visual_tokenizer.evaluation import measure_reconstruction, metric_configs, reconstruct, token_bits
 from visual_tokenizer.metrics.base import NoDataError
 from visual_tokenizer.modeling import CheckpointMismatchError, VisualTokenizer
 from visual_tokenizer.plots import reconstruction_grid, save_picture
 from visual_tokenizer.processes import FirstProcessError, build_accelerator, on_first_process
 from visual_tokenizer.recipe import parse_arguments, provenance
-from visual_tokenizer.registry import closest
 from visual_tokenizer.train import USER_ERRORS
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
@@ -30,14 +28,27 @@ from visual_tokenizer.training_recipe import DataSection
 PROGRAM = "python -m visual_tokenizer.evaluate"
 
 ABOUT = """\
-Measure how well a visual tokenizer reconstructs a set of pictures. Pictures come from the recipe.yaml beside the
-weights unless --data says otherwise. The result does not depend on the number of processes or the batch size.
+Measure how well a visual tokenizer reconstructs a set of pictures or clips. These come from the recipe.yaml beside
+the weights unless --data says otherwise. The result does not depend on the number of processes or the batch size.
+With --compare, lay reports (or the folders of models that hold one) side by side, if they were measured alike.
 
 Examples:
   accelerate launch -m visual_tokenizer.evaluate --model runs/openmoji/final
   python -m visual_tokenizer.evaluate --model DIR --split all \\
     --data.source.type image_folder --data.source.folder pictures
-  python -m visual_tokenizer.evaluate --model DIR --metrics "[psnr, ssim]" --output results.json"""
+  python -m visual_tokenizer.evaluate --model DIR --metrics "[psnr, ssim]" --output results.json
+  python -m visual_tokenizer.evaluate --model DIR --metrics "[{type: fid, network_weights: FILE}, lpips, ms_ssim]"
+  python -m visual_tokenizer.evaluate --model DIR --data.source.type rendered_text --metrics "[text_fidelity]"
+  python -m visual_tokenizer.evaluate --compare "[DIR_A, DIR_B, report.json]" --output comparison"""
+
+
+MEASURING_ERRORS = (
+    CheckpointMismatchError,
+    NoDataError,
+    ProtocolMismatchError,
+    UnsuitablePixelsError,
+    WeightsMismatchError,
+)
 
 
 @dataclass(kw_only=True)
@@ -62,8 +73,10 @@ class EvaluationRecipe:
     batch_size: int = 32
     """Pictures of one pass on one process; 1 or more."""
 
-    metrics: list[str] = field(default_factory=lambda: sorted(METRICS))
-    """What is measured beside the use of the codebook, which always is."""
+    metrics: list[Any] = field(
+        default_factory=lambda: ["feature_distance", "perceptual_distance", "psnr", "ssim", "codebook_usage"]
+    )
+    """Names of metrics, or mappings of `type` and fields; the use of the codebook is always measured."""
 
     sample_pictures: int = 32
     """Pictures on the grid beside the results; 0 for no grid."""
@@ -80,10 +93,7 @@ class EvaluationRecipe:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         if self.sample_pictures < 0:
             raise ValueError(f"sample_pictures must be 0 or more, got {self.sample_pictures}")
-        for name in self.metrics:
-            if name not in METRICS:
-                known = list(METRICS)
-                raise ValueError(f"metrics must be of {', '.join(known)}, got '{name}'.{closest(name, known)}")
+        metric_configs(self.metrics)
         if self.output is None and not Path(self.model).is_dir():
             raise ValueError(f"output must name a file, because the model {self.model!r} is no folder here")
 
@@ -94,15 +104,18 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
     Raises:
         CheckpointMismatchError: the model's weights don't fit its config.
         DataSourceError: no such pictures.
+        MissingWeightsError: the weights of a metric's network are not on this machine.
         NoDataError: the split has too few pictures.
         ResolutionError: `image_size` is one the model can't take.
+        UnsuitablePixelsError: a metric can't take pictures of this size, or pictures at all.
     """
     accelerator = build_accelerator()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     tokenizer = VisualTokenizer.from_pretrained(recipe.model, dtype=torch.float32).eval()
     tokenizer.to(accelerator.device)
     image_size = recipe.image_size or tokenizer.config.image_size
-    grid = tokenizer.token_grid(image_size, image_size)
+    frames = recipe.data.source.clip_frames
+    tokenizer.token_grid(image_size, image_size, frames)  # refuses what the model can't take
     source = SourceConfig.family.build(recipe.data.source)
 
     def pictures(most: int | None, process: int = 0, processes: int = 1) -> PictureSet:
@@ -111,7 +124,8 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
 
     own = pictures(recipe.max_pictures, accelerator.process_index, accelerator.num_processes)
     batches = own.batches(recipe.batch_size)
-    results = evaluate_reconstruction(tokenizer, batches, recipe.metrics, accelerator.device)
+    found = measure_reconstruction(tokenizer, batches, recipe.metrics, accelerator.device)
+    bits = token_bits(tokenizer, found.tokens)
     # Not in the report: processes and batch size, which change nothing.
     protocol = {
         "split": recipe.split,
@@ -119,42 +133,38 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
         "resize_filter": recipe.data.transform.resize_filter,
         "crop": "center",
         "image_size": image_size,
-        "pictures": int(results["codebook_tokens"]) // (math.prod(grid) * tokenizer.num_codebooks),
+        "frames": frames,
+        "pictures": found.pictures,
         "reconstruction": "decode(encode(pixels)), clamped and rounded to 8 bits",
         "arithmetic": "float32",
-        "metrics": {name: _first_line(METRICS[name]) for name in recipe.metrics},
+        "metrics": found.protocol,
     }
     report = {
         "model": recipe.model,
-        "metrics": results,
-        "tokens_per_picture": math.prod(grid) * tokenizer.num_codebooks,
+        "metrics": found.values,
+        "tokens_per_picture": found.tokens,
         "codebook_size": tokenizer.codebook_size,
-        "bits_per_picture": bits_per_picture(tokenizer, image_size),
+        "bits_per_picture": bits,
+        "bits_per_pixel": bits / found.pixels,
         "protocol": protocol,
         **provenance(),
     }
     output = Path(recipe.output or Path(recipe.model) / f"evaluation-{recipe.split}.json")
 
     def write() -> None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
-        beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, output)
+        save_text(json.dumps(report, indent=1) + "\n", output)
         if recipe.sample_pictures:
             samples = next(pictures(recipe.sample_pictures).batches(recipe.sample_pictures))
             pixels = samples["pixels"].to(accelerator.device)
             _, reconstruction = reconstruct(tokenizer, pixels)
-            save_picture(reconstruction_grid(pixels, reconstruction), output.with_suffix(".png"))
+            shown, made = (frames_as_pictures(batch)[: recipe.sample_pictures] for batch in (pixels, reconstruction))
+            save_picture(reconstruction_grid(shown, made), output.with_suffix(".png"))
 
     on_first_process(accelerator, write)
     if accelerator.is_main_process:
-        print(json.dumps({"metrics": results, "written": str(output)}, indent=1))
+        print(json.dumps({"metrics": found.values, "written": str(output)}, indent=1))
     accelerator.end_training()
     return report
-
-
-def _first_line(metric: Any) -> str:
-    return (metric.__doc__ or "").strip().splitlines()[0]
 
 
 def with_data_of_model(arguments: Sequence[str]) -> list[str]:
@@ -175,11 +185,15 @@ def with_data_of_model(arguments: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate by the command line's arguments; return 0, or 2 where the user has to put something right."""
     try:
-        words = with_data_of_model(sys.argv[1:] if arguments is None else arguments)
-        evaluate(parse_arguments(EvaluationRecipe, words, program=PROGRAM, about=ABOUT))
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        if any(word.partition("=")[0] == "--compare" for word in words):
+            print(compare(parse_arguments(ComparisonRecipe, words, program=PROGRAM, about=ABOUT)))
+        else:
+            recipe = parse_arguments(EvaluationRecipe, with_data_of_model(words), program=PROGRAM, about=ABOUT)
+            evaluate(recipe)
     except FirstProcessError:
         return 2
-    except (*USER_ERRORS, NoDataError, CheckpointMismatchError) as error:
+    except (*USER_ERRORS, *MEASURING_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,87 +1,168 @@
-"""How well a tokenizer reconstructs a set of pictures; shared by training and `visual_tokenizer.evaluate`."""
+"""How well a tokenizer reconstructs a set of pictures or clips; shared by training and `visual_tokenizer.evaluate`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from visual_tokenizer.metrics.base import Metric, PictureMean
-from visual_tokenizer.metrics.codebook_usage import CodebookUsage
-from visual_tokenizer.metrics.feature_distance import FeatureDistance
-from visual_tokenizer.metrics.perceptual_distance import PerceptualDistance
-from visual_tokenizer.metrics.psnr import PSNR
-from visual_tokenizer.metrics.ssim import SSIM
+from visual_tokenizer.metrics.base import Metric, MetricConfig, NoDataError
 from visual_tokenizer.modeling import VisualTokenizer
+from visual_tokenizer.registry import ConfigError
 
-METRICS: dict[str, Callable[[], Metric]] = {
-    "psnr": PSNR,
-    "ssim": SSIM,
-    "perceptual_distance": PerceptualDistance,
-    "feature_distance": FeatureDistance,
-}
+USAGE = "codebook_usage"
+"""The metric that is always measured."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What `measure_reconstruction` found."""
+
+    values: dict[str, float]
+    """The metrics' results by name."""
+    pictures: int
+    """Pictures, or clips, over all processes."""
+    tokens: int
+    """Indices a picture or clip, those of all codebooks together."""
+    pixels: int
+    """Pixels a picture, over all frames of a clip."""
+    protocol: list[dict[str, Any]]
+    """What each metric measured, and how; see `Metric.protocol`."""
+
+
+class _Amount(Metric):
+    """How many pictures there were, and how large they and their token grids are."""
+
+    def __init__(self) -> None:
+        names = ("pictures", "tokens", "pixels")
+        super().__init__(MetricConfig(), {name: torch.zeros((), dtype=torch.int64) for name in names})
+
+    def observe(self, pixels: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
+        area = pixels.numel() // pixels.shape[1]
+        self.add(
+            pictures=torch.tensor(len(pixels)),
+            tokens=torch.tensor(indices.numel()),
+            pixels=torch.tensor(area),
+        )
+
+    def compute(self) -> dict[str, float]:
+        sums = {name: int(value) for name, value in self.reduced_sums().items()}
+        count = sums["pictures"]
+        if not count:
+            raise NoDataError("no process saw a picture")
+        return {"pictures": count, "tokens": sums["tokens"] // count, "pixels": sums["pixels"] // count}
+
+
+def metric_configs(entries: Iterable[str | Mapping[str, Any] | MetricConfig]) -> list[MetricConfig]:
+    """Return the configs of a recipe's list of metrics: names, or `{type: name, field: value}`.
+
+    Raises:
+        ConfigError: no such metric (with the nearest one), or a wrong field.
+    """
+    family = MetricConfig.family
+    found = []
+    for entry in entries:
+        section = {"type": entry} if isinstance(entry, str) else entry
+        if not isinstance(section, (Mapping, MetricConfig)):
+            raise ConfigError(f"metrics must hold names or mappings with a 'type', got {entry!r}")
+        try:
+            found.append(family.config(section))
+        except KeyError as error:
+            raise ConfigError(str(error)) from error
+    return found
+
+
+def build_metrics(
+    entries: Iterable[str | Mapping[str, Any] | MetricConfig], codebook_size: int, num_codebooks: int
+) -> list[Metric]:
+    """Build the metrics of a recipe, and the usage of the codebook where it is not among them.
+
+    Args:
+        entries: see `metric_configs`.
+        codebook_size: the tokenizer's.
+        num_codebooks: the tokenizer's.
+
+    Raises:
+        ConfigError: no such metric, or a wrong field.
+        MissingWeightsError: the weights of a metric's network are not on this machine.
+    """
+    configs = metric_configs(entries)
+    if USAGE not in [config.type for config in configs]:
+        configs += metric_configs([USAGE])
+    return [MetricConfig.family.build(config.for_codebook(codebook_size, num_codebooks)) for config in configs]
 
 
 def bits_per_picture(tokenizer: VisualTokenizer, image_size: int) -> float:
-    """Return log2 of the number of different token grids: what a square picture of that side costs at most."""
-    tokens = math.prod(tokenizer.token_grid(image_size, image_size))
-    return tokens * tokenizer.num_codebooks * math.log2(tokenizer.codebook_size)
+    """Return log2 of the number of token grids of a square picture or clip of that side: what it costs at most."""
+    tokens = math.prod(tokenizer.token_grid(image_size, image_size)) * tokenizer.num_codebooks
+    return token_bits(tokenizer, tokens)
 
 
-@torch.no_grad()
+def token_bits(tokenizer: VisualTokenizer, tokens: int) -> float:
+    """Return what `tokens` indices cost at most, in bits."""
+    return tokens * math.log2(tokenizer.codebook_size)
+
+
 def evaluate_reconstruction(
     tokenizer: VisualTokenizer,
     batches: Iterable[Mapping[str, Any]],
-    metrics: Iterable[str],
+    metrics: Iterable[str | Mapping[str, Any] | MetricConfig],
     device: torch.device,
 ) -> dict[str, float]:
+    """Return the values of `measure_reconstruction`, which see."""
+    return measure_reconstruction(tokenizer, batches, metrics, device).values
+
+
+@torch.no_grad()
+def measure_reconstruction(
+    tokenizer: VisualTokenizer,
+    batches: Iterable[Mapping[str, Any]],
+    metrics: Iterable[str | Mapping[str, Any] | MetricConfig],
+    device: torch.device,
+) -> Measurement:
     """Reconstruct this process's batches in evaluation mode and return the metrics over all processes.
 
     Every process must call it, also one that has no batch. The codebook's usage is always among the results.
 
     Args:
         tokenizer: left in the mode it was in.
-        batches: with `pixels` (B, 3, H, W) in [-1, 1]; together each picture once.
-        metrics: names, keys of `METRICS`.
+        batches: with `pixels` (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1]; together each picture once.
+        metrics: names or sections, see `metric_configs`.
         device: where the tokenizer is.
 
     Raises:
+        ConfigError: no such metric, or two that give a value of the same name.
+        MissingWeightsError: the weights of a metric's network are not on this machine.
         NoDataError: too few pictures over all processes.
     """
-    usage = CodebookUsage(tokenizer.codebook_size, tokenizer.num_codebooks)
-    chosen = [METRICS[name]() for name in metrics]
+    chosen = build_metrics(metrics, tokenizer.codebook_size, tokenizer.num_codebooks)
+    amount = _Amount()
     was_training = tokenizer.training
     tokenizer.eval()
     try:
         for batch in batches:
             pixels = batch["pixels"].to(device)
             indices, reconstruction = reconstruct(tokenizer, pixels)
-            usage.update(indices)
-            for metric in chosen:
-                _update(metric, pixels, reconstruction)
+            for metric in (amount, *chosen):
+                metric.observe(pixels, reconstruction, indices)
     finally:
         tokenizer.train(was_training)
-    results: dict[str, float] = {}
-    for metric in (*chosen, usage):
-        results.update(metric.compute())
-    return results
+    values: dict[str, float] = {}
+    for metric in chosen:
+        results = metric.compute()
+        if twice := sorted(values.keys() & results.keys()):
+            raise ConfigError(f"metrics must give each value once, got {', '.join(twice)} twice")
+        values.update(results)
+    counts = {name: int(value) for name, value in amount.compute().items()}
+    return Measurement(values=values, protocol=[metric.protocol() for metric in chosen], **counts)
 
 
 @torch.no_grad()
 def reconstruct(tokenizer: VisualTokenizer, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return indices (B, *token_grid[, num_codebooks]) and pixels (B, 3, H, W), by way of the indices alone."""
+    """Return indices (B, *token_grid[, num_codebooks]) and pixels like the given, by way of the indices alone."""
     indices = tokenizer.encode(pixels)
     return indices, tokenizer.decode(indices)
-
-
-def _update(metric: Metric, pixels: Tensor, reconstruction: Tensor) -> None:
-    if isinstance(metric, PictureMean):
-        metric.update(pixels, reconstruction)
-    elif isinstance(metric, FeatureDistance):
-        metric.update(pixels, is_reference=True)
-        metric.update(reconstruction, is_reference=False)
-    else:
-        raise TypeError(f"{type(metric).__name__} does not compare pairs of pictures")

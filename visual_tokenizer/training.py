@@ -37,6 +37,7 @@ from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.objective import Objective
 from visual_tokenizer.optimization import build_optimizer, learning_rate
 from visual_tokenizer.processes import Interrupted, StopSignals, build_accelerator, on_first_process
+from visual_tokenizer.proxy import copy_proxy
 from visual_tokenizer.random_state import random_state, restore_random_state
 from visual_tokenizer.recipe import recipe_to_dict, save_recipe
 from visual_tokenizer.registry import ConfigError
@@ -195,7 +196,9 @@ class TokenizerTrainer:
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Take another tokenizer's weights, if wanted; show the quantizer latents until it has its first codebook."""
+        """Take other tokenizers' weights, if wanted; show the quantizer latents until it has its first codebook."""
+        if "proxy_codes" in self.losses:
+            copy_proxy(self.tokenizer, self.losses["proxy_codes"].proxy)
         if self.recipe.initialize_from is not None:
             load_weights(self.tokenizer, self.recipe.initialize_from)
         quantizer = self.tokenizer.quantizer

@@ -100,8 +100,10 @@ DECODERS = {
         grid=(8,),
     ),
     "titok": Case(
-        {**TITOK, "proxy_codes": 12, "pixel_decoder": {"type": "maskgit", **LEVELS, "channel_multipliers": [1, 1, 2]}},
+        {**TITOK, "patches": {"type": "proxy_codes", "width": TINY_VIT["width"], "codebook_size": 12, "proxy": PATCH}},
         grid=(4,),
+        channels=12,
+        pixels_per_output=4,
     ),
     "unit_sphere": Case({"code_channels": 6, "decoder": PATCH}, **halved(4)),
     "vit": Case({"patch_size": [8, 4], **TINY_VIT}, grid=(2, 4), others={(8, 20): (1, 5)}),

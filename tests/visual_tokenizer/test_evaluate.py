@@ -14,9 +14,15 @@ from PIL import Image
 import visual_tokenizer
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig, evaluate
 from visual_tokenizer.data.sources.base import SourceConfig
-from visual_tokenizer.evaluation import bits_per_picture, evaluate_reconstruction
+from visual_tokenizer.evaluation import (
+    bits_per_picture,
+    build_metrics,
+    evaluate_reconstruction,
+    measure_reconstruction,
+)
 from visual_tokenizer.metrics.psnr import psnr
 from visual_tokenizer.recipe import recipe_to_dict
+from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
@@ -55,7 +61,9 @@ def test_the_report_holds_the_means_over_the_split_and_says_how(model, tiny_reci
     assert found["protocol"]["pictures"] == len(batch["pixels"])
     assert found["protocol"]["split"] == "heldout"
     assert found["protocol"]["source"]["type"] == "image_folder"
-    assert set(found["protocol"]["metrics"]) == set(METRICS)
+    assert [metric["type"] for metric in found["protocol"]["metrics"]] == [*METRICS, "codebook_usage"]
+    assert found["bits_per_pixel"] == 64 * 4 / 16**2
+    assert found["tokens_per_picture"] == 64
     assert found["versions"]["torch"] == torch.__version__
     with Image.open(tmp_path / "report.png") as grid:
         assert grid.format == "PNG"
@@ -122,6 +130,40 @@ def test_a_perfect_tokenizer_scores_perfectly():
     assert (results["codebook_usage"], results["codebook_dead"], results["codebook_tokens"]) == (0.5, 1, 4)
 
 
+class Clips(torch.nn.Module):
+    """Half as many latent frames as frames, 2 x 2 tokens each; gives back the pixels, darkened."""
+
+    codebook_size, num_codebooks = 4, 1
+
+    def encode(self, pixels):
+        self.pixels = pixels
+        return torch.zeros(len(pixels), pixels.shape[2] // 2, 2, 2, dtype=torch.int64)
+
+    def decode(self, indices):
+        return self.pixels * 0.9
+
+
+def test_clips_are_measured_by_the_shapes_that_encode_returns():
+    batches = [{"pixels": torch.rand(size, 3, 4, 16, 16)} for size in (2, 1)]
+    found = measure_reconstruction(Clips(), batches, METRICS, torch.device("cpu"))
+    assert (found.pictures, found.tokens, found.pixels) == (3, 8, 4 * 16 * 16)
+    frames = torch.cat([batch["pixels"] for batch in batches]).transpose(1, 2).flatten(0, 1)
+    assert found.values["psnr_db"] == pytest.approx(psnr(frames, frames * 0.9).mean().item())
+    assert found.values["codebook_tokens"] == 24
+
+
+def test_metrics_are_names_or_sections():
+    sections = ["psnr", {"type": "perceptual_distance", "layers": [0], "min_size": 32}]
+    built = build_metrics(sections, 8, 1)
+    assert [metric.config.type for metric in built] == ["psnr", "perceptual_distance", "codebook_usage"]
+    assert built[1].layers == [0]
+    assert built[2].codebook_size == 8
+    assert len(build_metrics(["codebook_usage"], 8, 1)) == 1
+    batches = [{"pixels": torch.rand(2, 3, 4, 16, 16)}]
+    with pytest.raises(ConfigError, match="psnr_db twice"):
+        measure_reconstruction(Clips(), batches, ["psnr", "psnr"], torch.device("cpu"))
+
+
 def test_bits_grow_with_the_picture(model):
     tokenizer = VisualTokenizer.from_pretrained(model)
     assert bits_per_picture(tokenizer, 16) == 8 * 8 * 4
@@ -141,6 +183,11 @@ def test_the_mode_of_the_tokenizer_stays_as_it_was(model):
     [
         (["--split", "test"], "split must be one of train, heldout, all, got 'test'"),
         (["--metrics", "[psnrr]"], "Did you mean 'psnr'"),
+        (["--metrics", "[{type: psnr, level: 1}]"], "unknown key 'level'"),
+        (["--metrics", "[3]"], "names or mappings"),
+        (["--metrics", "[ms_ssim]"], "at least 176 x 176 for MS-SSIM, got (16, 16)"),
+        (["--metrics", "[{type: fid, network_weights: /nowhere.pth}]"], "no file '/nowhere.pth'"),
+        (["--metrics", "[face_fidelity]"], "needs network_weights"),
         (["--data.source.folder", "/nowhere"], "there is no folder /nowhere"),
         (["--image_size", "15"], "must be a multiple of 2"),
     ],

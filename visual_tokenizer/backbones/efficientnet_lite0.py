@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from visual_tokenizer.backbones._weights import file_digest
 from visual_tokenizer.backbones.base import (
     Backbone,
     BackboneConfig,
@@ -144,7 +145,9 @@ class EfficientNetLite0(Backbone):
     def __init__(self, config: EfficientNetLite0Config | None = None) -> None:
         config = config or EfficientNetLite0Config()
         super().__init__(config)
-        state = torch.load(find_weights(config.weights), map_location="cpu", weights_only=True)
+        path = find_weights(config.weights)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.weights_digest = file_digest(path)
         # Built without memory and without drawing random numbers: the seed's later use stays what it was.
         with torch.device("meta"):
             self._build()

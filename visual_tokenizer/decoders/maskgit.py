@@ -57,10 +57,6 @@ class MaskGIT(Decoder):
     def last_layer(self) -> nn.Parameter:
         return self.get_parameter("head.weight")
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.get_parameter("head.weight")
-
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         hidden = self.layers(self.stem(map_from_tokens(latents, grid)))
         return 2 * self.head(F.silu(self.norm(hidden))) - 1

@@ -93,10 +93,6 @@ class MoVQ(Decoder):
     def last_layer(self) -> nn.Parameter:
         return self.get_parameter("head.weight")
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.get_parameter("head.weight")
-
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         is_picture = len(grid) == 2
         codes = latents.transpose(1, 2).unflatten(2, (1, *grid) if is_picture else grid)

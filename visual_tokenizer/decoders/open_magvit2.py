@@ -87,10 +87,6 @@ class OpenMAGVIT2(Decoder):
     def last_layer(self) -> nn.Parameter:
         return self.get_parameter("head.weight")
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.get_parameter("head.weight")
-
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         hidden = self.middle(self.stem(map_from_tokens(latents, grid)))
         for norm, level in zip(self.norms, self.levels, strict=True):

@@ -1,8 +1,8 @@
-"""TiTok's decoder as its weights are published, after both stages of training.
+"""TiTok's decoder as its weights are published.
 
 Paper: An Image is Worth 32 Tokens for Reconstruction and Generation (Yu et al., 2024), arXiv:2406.07550, sections 3.2
 and 3.3. Mask tokens read the latents; each then gives a distribution over the codes of MaskGIT's VQGAN, whose mean code
-its decoder turns into pixels.
+its decoder turns into pixels (`proxy_codes`).
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ from visual_tokenizer.decoders.base import Decoder, DecoderConfig
 from visual_tokenizer.layers.titok import CLIPTransformer, TiTokShape
 
 
+def _maskgit_proxy() -> DecoderConfig:
+    section: DecoderConfig = DecoderConfig.family.config(
+        {"type": "proxy_codes", "width": 1024, "codebook_size": 1024, "proxy": {"type": "maskgit"}, "trained": True}
+    )
+    return section
+
+
 @dataclass(kw_only=True)
 class TiTokConfig(TiTokShape, DecoderConfig):
     """Fields of TiTok's decoder; the defaults are TiTok-L-32's."""
 
-    proxy_codes: int = 1024
-    """Codes of the tokenizer that draws the pixels; 2 or more."""
-
-    pixel_decoder: DecoderConfig = field(default_factory=lambda: DecoderConfig.family.config({"type": "maskgit"}))
-    """What turns its codes into pixels."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.proxy_codes < 2:
-            raise ValueError(f"proxy_codes must be 2 or more, got {self.proxy_codes}")
+    patches: DecoderConfig = field(default_factory=_maskgit_proxy)
+    """What turns the grid into pixels: by way of a proxy's codes as published, or another decoder, in one stage."""
 
 
 class TiTok(Decoder):
-    """Class token, mask tokens and latents in one transformer, then the mean proxy code of each position."""
+    """Class token, mask tokens and latents in one transformer; the mask tokens become the picture."""
 
     Config = TiTokConfig
 
@@ -51,25 +50,20 @@ class TiTok(Decoder):
         self.latent_positions = nn.Parameter(scale * torch.randn(config.num_latents, width))
         self.transformer = CLIPTransformer(width, config.depth, config.heads)
         self.norm = nn.LayerNorm(width)
-        self.to_logits = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, config.proxy_codes))
-        self.pixel_decoder: Decoder = DecoderConfig.family.build(config.pixel_decoder, image_size=image_size)
-        self.proxy_codebook = nn.Parameter(torch.randn(config.proxy_codes, self.pixel_decoder.width))
+        self.patches: Decoder = DecoderConfig.family.build(config.patches, image_size=image_size)
+        if self.patches.width != width:
+            raise ValueError(f"patches must take the width of the transformer, {width}, got {self.patches.width}")
 
     @property
     def last_layer(self) -> nn.Parameter:
-        return self.pixel_decoder.last_layer
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.pixel_decoder.last_layer
+        return self.patches.last_layer
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         batch, positions = latents.shape[0], self.positions.shape[0]
         masks = self.mask_token.expand(batch, positions - 1, -1)
         sequence = torch.cat([self.class_embedding.expand(batch, 1, -1), masks], dim=1) + self.positions
         mixed = self.transformer(torch.cat([sequence, latents + self.latent_positions], dim=1))
-        logits = self.to_logits(self.norm(mixed[:, 1:positions]))
-        return self.pixel_decoder(logits.softmax(dim=-1) @ self.proxy_codebook, self.grid)
+        return self.patches(self.norm(mixed[:, 1:positions]), self.grid)
 
     def pixels(self, output: Tensor) -> Tensor:
-        return self.pixel_decoder.pixels(output)
+        return self.patches.pixels(output)

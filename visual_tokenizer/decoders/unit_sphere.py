@@ -47,10 +47,6 @@ class UnitSphere(Decoder):
     def last_layer(self) -> nn.Parameter:
         return self.decoder.last_layer
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.decoder.last_layer
-
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         return self.decoder(self.projection(F.normalize(latents, dim=-1)), grid)
 

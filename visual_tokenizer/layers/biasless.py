@@ -27,9 +27,7 @@ class BiaslessResidualBlock(nn.Module):
             itself, as MaskGIT's published code has it, where nothing of the input gets past the block.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, groups: int, shortcut_of: ShortcutOf = "input"
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, groups: int, shortcut_of: ShortcutOf = "input") -> None:
         super().__init__()
         self.norm1 = group_norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)

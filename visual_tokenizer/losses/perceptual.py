@@ -13,22 +13,25 @@ under that name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from visual_tokenizer.backbones.base import Backbone, check_layers, load_backbone, resize_shorter_side
+from visual_tokenizer.backbones.base import (
+    Backbone,
+    NetworkHolder,
+    check_layers,
+    frames_as_pictures,
+    load_backbone,
+    require_pictures,
+    resize_shorter_side,
+    squared_differences,
+)
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
-
-
-def normalise_channels(maps: Tensor, eps: float = 1e-10) -> Tensor:
-    """Return (B, C, H, W) `maps` in float32, of unit length over C; all-zero positions stay zero."""
-    maps = maps.float()
-    return maps / (torch.linalg.vector_norm(maps, dim=1, keepdim=True) + eps)
 
 
 def perceptual_distance(
@@ -45,15 +48,9 @@ def perceptual_distance(
         layers: levels of `network.features` to compare, 0 the finest.
         min_size: pictures whose shorter side is below this many pixels are enlarged to it (bilinear).
     """
-    levels = max(layers) + 1
     size = max(min_size, min(pixels.shape[-2:]))
-    with torch.no_grad():
-        wanted = network.features(resize_shorter_side(pixels, size), levels)
-    found = network.features(resize_shorter_side(reconstruction, size), levels)
-    terms = [
-        (normalise_channels(found[layer]) - normalise_channels(wanted[layer])).square().sum(1).mean((1, 2))
-        for layer in layers
-    ]
+    resized = resize_shorter_side(pixels, size), resize_shorter_side(reconstruction, size)
+    terms = [maps.sum(1).mean((1, 2)) for maps in squared_differences(network, *resized, layers)]
     return torch.stack(terms).sum(0) / (2 * len(layers))
 
 
@@ -64,46 +61,35 @@ class PerceptualConfig(LossConfig):
     network: str = "efficientnet_lite0"
     """Frozen network: a file of `visual_tokenizer/backbones`."""
     network_weights: str | None = None
-    """Path of the network's state dict; without it, the installed package's."""
-    layers: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
-    """Levels of the network to compare, different numbers from 0 (stride 2) to 4 (stride 32)."""
+    """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
+    layers: list[int] | None = None
+    """Levels of the network to compare, different numbers, 0 the finest; null: all."""
     min_size: int = 64
     """Pixels of the shorter side, 32 or more; smaller pictures are enlarged to it, others stay."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.layers or len(set(self.layers)) != len(self.layers) or min(self.layers) < 0:
-            raise ValueError(f"layers must be different numbers from 0 up, at least one, got {self.layers}")
+        layers = self.layers
+        if layers is not None and (not layers or len(set(layers)) != len(layers) or min(layers) < 0):
+            raise ValueError(f"layers must be different numbers from 0 up, at least one, got {layers}")
         if self.min_size < 32:
             raise ValueError(f"min_size must be 32 or more (the network's coarsest stride), got {self.min_size}")
 
 
-class Perceptual(Loss):
-    """Perceptual distance in a frozen network, averaged over pictures.
-
-    The network follows `.to(...)` but is in neither `parameters()` nor `state_dict()`: it is not trained,
-    saved, sharded or averaged.
-    """
+class Perceptual(NetworkHolder, Loss):
+    """Perceptual distance in a frozen network, averaged over pictures or the frames of clips."""
 
     Config = PerceptualConfig
 
     def __init__(self, config: PerceptualConfig) -> None:
         super().__init__(config)
         network = load_backbone(config.network, config.network_weights)
-        check_layers(config.layers, network)
-        # A tuple hides the network from nn.Module's bookkeeping; `_apply` below moves it.
-        self._frozen = (network,)
-
-    @property
-    def network(self) -> Backbone:
-        """The frozen network."""
-        return self._frozen[0]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Perceptual:
-        self.network._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        require_pictures(network)
+        self.layers = list(range(len(network.feature_dims))) if config.layers is None else config.layers
+        check_layers(self.layers, network)
+        self.hold(network)
 
     def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
         """Return the mean distance, a float32 scalar in [0, 2]; gradients reach `output.pixels` only."""
-        config = self.config
-        return perceptual_distance(self.network, batch["pixels"], output.pixels, config.layers, config.min_size).mean()
+        pair = frames_as_pictures(batch["pixels"]), frames_as_pictures(output.pixels)
+        return perceptual_distance(self.network, *pair, self.layers, self.config.min_size).mean()

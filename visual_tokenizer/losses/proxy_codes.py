@@ -52,8 +52,13 @@ class ProxyCodes(Loss):
         # A tuple hides the network from nn.Module's bookkeeping; `_apply` below moves it.
         self._frozen = (proxy.requires_grad_(False).eval(),)
 
+    @property
+    def proxy(self) -> Any:
+        """The frozen proxy, a `VisualTokenizer`."""
+        return self._frozen[0]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ProxyCodes:
-        self._frozen[0]._apply(fn, recurse)
+        self.proxy._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
@@ -62,7 +67,7 @@ class ProxyCodes(Loss):
         Raises:
             ValueError: the decoder's logits are not those of the proxy's codes or grid.
         """
-        proxy, logits = self._frozen[0], output.raw
+        proxy, logits = self.proxy, output.raw
         indices = proxy.encode(batch["pixels"])
         wanted = (indices.shape[0], proxy.codebook_size, *indices.shape[1:])
         if logits.shape != wanted:

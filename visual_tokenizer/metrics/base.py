@@ -2,30 +2,75 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, distributed
+
+from visual_tokenizer.backbones.base import frames_as_pictures
+from visual_tokenizer.registry import PartConfig
 
 
 class NoDataError(RuntimeError):
     """A metric was asked for its value before it saw enough data."""
 
 
-class Metric:
-    """A value computed from sums over pictures.
+@dataclass(kw_only=True)
+class MetricConfig(PartConfig, package="visual_tokenizer.metrics"):
+    """No field is common to all metrics."""
 
-    Each process calls `update` on its own pictures, as often as it likes (also never); `compute` adds the
+    def for_codebook(self, codebook_size: int, num_codebooks: int) -> MetricConfig:
+        """Return the config for a tokenizer of these numbers; most metrics do not ask for them."""
+        return self
+
+
+class Metric:
+    """A value computed from sums over pictures or clips.
+
+    Each process calls `observe` on its own pictures, as often as it likes (also never); `compute` adds the
     sums of all processes, so every process must call it. Sums are int64 or float64. They follow the device
     of the data.
 
-    A process that pads its last batch with repeated pictures must drop these before `update`: they would
+    A process that pads its last batch with repeated pictures must drop these before `observe`: they would
     count twice.
 
     Args:
+        config: the part's fields.
         sums: the zeros to start from; their keys, shapes and dtypes are the same in every process.
     """
 
-    def __init__(self, sums: dict[str, Tensor]) -> None:
+    Config: ClassVar[type[MetricConfig]]
+    unprotocolled: ClassVar[tuple[str, ...]] = ("network_weights", "heads")
+    """Fields in which two values may differ and still be compared: where files of weights lie."""
+
+    def __init__(self, config: MetricConfig, sums: dict[str, Tensor]) -> None:
+        self.config: Any = config
         self.sums = sums
+
+    def observe(self, pixels: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
+        """Take in B pictures or clips and what a tokenizer made of them.
+
+        Args:
+            pixels: (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1].
+            reconstruction: of the same shape.
+            indices: (B, *token_grid[, num_codebooks]) int64.
+        """
+        raise NotImplementedError
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what two values must have in common to be compared: type, fields, what is measured, which weights.
+
+        Fields that say where a file lies are left out; the file's digest is in.
+        """
+        meaning = (type(self).__doc__ or "").strip().splitlines()[0]
+        fields = {name: value for name, value in self.config.to_dict().items() if name not in self.unprotocolled}
+        digest = self.weights_digest()
+        return {**fields, "measures": meaning, **({"weights_digest": digest} if digest else {})}
+
+    def weights_digest(self) -> str:
+        """Return what tells the weights of the metric's network from others; empty where there is none."""
+        return ""
 
     def reset(self) -> None:
         """Forget all data."""
@@ -59,16 +104,21 @@ class Metric:
 
 
 class PictureMean(Metric):
-    """Mean over pictures of a value that each pair of pictures has.
+    """Mean over pictures of a value that each pair of pictures has; each frame of a clip is a picture.
 
     Args:
+        config: the part's fields.
         name: key of the value in `compute`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, config: MetricConfig, name: str) -> None:
         total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-        super().__init__({"total": total, "count": count})
+        super().__init__(config, {"total": total, "count": count})
         self.name = name
+
+    def observe(self, pixels: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
+        """Take in the pictures; see the base class."""
+        self.update(pixels, reconstruction)
 
     def values(self, pixels: Tensor, reconstruction: Tensor) -> Tensor:
         """Return the value of each pair of (B, 3, H, W) pictures in [-1, 1], (B,)."""
@@ -76,16 +126,17 @@ class PictureMean(Metric):
 
     @torch.no_grad()
     def update(self, pixels: Tensor, reconstruction: Tensor) -> None:
-        """Take in B pairs of pictures.
+        """Take in B pairs of pictures or clips.
 
         Args:
-            pixels: (B, 3, H, W) in [-1, 1], the reference.
-            reconstruction: (B, 3, H, W); clamped to [-1, 1].
+            pixels: (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1], the reference.
+            reconstruction: of the same shape; clamped to [-1, 1].
 
         Raises:
-            ValueError: the shapes differ or are not (B, 3, H, W).
+            ValueError: the shapes differ or are others.
         """
         check_pair(pixels, reconstruction)
+        pixels, reconstruction = frames_as_pictures(pixels), frames_as_pictures(reconstruction)
         values = self.values(pixels, reconstruction).double()
         self.add(total=values.sum(), count=torch.full_like(values, 1, dtype=torch.int64).sum())
 
@@ -112,9 +163,12 @@ def round_pixels(pixels: Tensor) -> Tensor:
 
 
 def check_pair(pixels: Tensor, reconstruction: Tensor) -> None:
-    """Raise ValueError unless both are (B, 3, H, W) and of one shape."""
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape != reconstruction.shape:
+    """Raise ValueError unless both are (B, 3, H, W) or (B, 3, T, H, W) and of one shape."""
+    if pixels.ndim not in (4, 5) or pixels.shape[1] != 3 or pixels.shape != reconstruction.shape:
         raise ValueError(
-            "pixels and reconstruction must have one shape (B, 3, H, W), "
+            "pixels and reconstruction must have one shape, (B, 3, H, W) or (B, 3, T, H, W), "
             f"got {tuple(pixels.shape)} and {tuple(reconstruction.shape)}"
         )
+
+
+PART = Metric

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from visual_tokenizer.metrics.base import Metric, NoDataError
+from visual_tokenizer.metrics.base import Metric, MetricConfig, NoDataError
 
 
 def count_indices(indices: Tensor, codebook_size: int, num_codebooks: int = 1) -> Tensor:
@@ -58,23 +59,52 @@ def codebook_statistics(counts: Tensor) -> dict[str, float]:
     }
 
 
+@dataclass(kw_only=True)
+class CodebookUsageConfig(MetricConfig):
+    """Configures the usage of a codebook."""
+
+    codebook_size: int | None = None
+    """Number of codes K, 1 or more; null: the tokenizer's."""
+    num_codebooks: int | None = None
+    """How many indices a position has, 1 or more; null: the tokenizer's."""
+
+    def __post_init__(self) -> None:
+        for name in ("codebook_size", "num_codebooks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+
+    def for_codebook(self, codebook_size: int, num_codebooks: int) -> CodebookUsageConfig:
+        """Return the config with the tokenizer's numbers where it has none."""
+        return replace(
+            self,
+            codebook_size=self.codebook_size or codebook_size,
+            num_codebooks=self.num_codebooks or num_codebooks,
+        )
+
+
 class CodebookUsage(Metric):
-    """Usage of a codebook over a data set, exact at any codebook size.
+    """Share of codes used, entropy, perplexity and dead codes, exact at any codebook size.
 
     Usage depends on how much data was seen: report `codebook_tokens` beside it.
 
-    Args:
-        codebook_size: number of codes K, 1 or more.
-        num_codebooks: how many indices a position has, 1 or more.
+    Raises:
+        ValueError: the config does not say `codebook_size`.
     """
 
-    def __init__(self, codebook_size: int, num_codebooks: int = 1) -> None:
-        for name, value in (("codebook_size", codebook_size), ("num_codebooks", num_codebooks)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
-        super().__init__({"counts": torch.zeros(num_codebooks, codebook_size, dtype=torch.int64)})
-        self.codebook_size = codebook_size
-        self.num_codebooks = num_codebooks
+    Config = CodebookUsageConfig
+    unprotocolled = ("codebook_size", "num_codebooks")  # they are the tokenizer's
+
+    def __init__(self, config: CodebookUsageConfig) -> None:
+        if config.codebook_size is None:
+            raise ValueError("codebook_size must be 1 or more where no tokenizer gives it, got null")
+        self.codebook_size, self.num_codebooks = config.codebook_size, config.num_codebooks or 1
+        counts = torch.zeros(self.num_codebooks, self.codebook_size, dtype=torch.int64)
+        super().__init__(config, {"counts": counts})
+
+    def observe(self, pixels: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
+        """Count the indices; see the base class."""
+        self.update(indices)
 
     def update(self, indices: Tensor) -> None:
         """Count `indices`: integers of any shape, or (..., num_codebooks) with several codebooks."""

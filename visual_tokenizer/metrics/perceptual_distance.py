@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from visual_tokenizer.backbones.base import Backbone, check_layers, load_backbone
-from visual_tokenizer.losses.perceptual import perceptual_distance
-from visual_tokenizer.metrics.base import PictureMean, round_pixels
+from visual_tokenizer.losses.perceptual import Perceptual, PerceptualConfig, perceptual_distance
+from visual_tokenizer.metrics.base import MetricConfig, PictureMean, round_pixels
+
+
+@dataclass(kw_only=True)
+class PerceptualDistanceConfig(MetricConfig):
+    """Configures the perceptual distance."""
+
+    network: str = "efficientnet_lite0"
+    """Frozen network: a file of `visual_tokenizer/backbones`."""
+    network_weights: str | None = None
+    """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
+    layers: list[int] | None = None
+    """Levels of the network to compare, different numbers, 0 the finest; null: all."""
+    min_size: int = 64
+    """Pixels of the shorter side, 32 or more; smaller pictures are enlarged to it, others stay."""
+
+    def loss(self) -> PerceptualConfig:
+        """Return the config of the loss of the same distance."""
+        return PerceptualConfig(
+            network=self.network, network_weights=self.network_weights, layers=self.layers, min_size=self.min_size
+        )
+
+    def __post_init__(self) -> None:
+        self.loss()  # makes the loss's checks
 
 
 class PerceptualDistance(PictureMean):
@@ -17,28 +39,25 @@ class PerceptualDistance(PictureMean):
 
     Protocol: both clamped to [-1, 1] and rounded to 8-bit levels; float32, also under autocast.
 
-    Args:
-        network: a frozen network, moved to the pictures' device when needed; default EfficientNet-Lite0.
-        layers: levels to compare, 0 the finest; default all.
-        min_size: pictures whose shorter side is below this many pixels are enlarged to it.
-
     Raises:
-        MissingWeightsError: no network is given, and the weights of EfficientNet-Lite0 are not installed.
+        MissingWeightsError: the network's weights are not on this machine.
     """
 
-    def __init__(
-        self, network: Backbone | None = None, layers: Sequence[int] | None = None, min_size: int = 64
-    ) -> None:
-        self.network = network or load_backbone("efficientnet_lite0")
-        self.layers = list(range(len(self.network.feature_dims)) if layers is None else layers)
-        check_layers(self.layers, self.network)
-        self.min_size = min_size
-        super().__init__(f"perceptual_{self.network.config.type}")
+    Config = PerceptualDistanceConfig
+
+    def __init__(self, config: PerceptualDistanceConfig | None = None) -> None:
+        config = config or PerceptualDistanceConfig()
+        loss = Perceptual(config.loss())
+        self.network, self.layers = loss.network, loss.layers
+        super().__init__(config, f"perceptual_{config.network}")
+
+    def weights_digest(self) -> str:
+        """Return the digest of the network's weights."""
+        return self.network.weights_digest
 
     def values(self, pixels: Tensor, reconstruction: Tensor) -> Tensor:
         """Return the distance of each pair, (B,) float32."""
         self.network.to(pixels.device)
+        pair = round_pixels(pixels), round_pixels(reconstruction)
         with torch.autocast(pixels.device.type, enabled=False):
-            return perceptual_distance(
-                self.network, round_pixels(pixels), round_pixels(reconstruction), self.layers, self.min_size
-            )
+            return perceptual_distance(self.network, *pair, self.layers, self.config.min_size)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from visual_tokenizer.metrics.base import PictureMean, round_to_levels
+from visual_tokenizer.metrics.base import MetricConfig, PictureMean, round_to_levels
 
 IDENTICAL_DB = 100.0
 """What a picture counts that equals its reconstruction, and the most that any picture counts."""
@@ -26,11 +28,18 @@ def psnr(pixels: Tensor, reconstruction: Tensor) -> Tensor:
     return (10 * (255.0**2 / error).log10()).clamp(max=IDENTICAL_DB)
 
 
+@dataclass(kw_only=True)
+class PSNRConfig(MetricConfig):
+    """PSNR has no field."""
+
+
 class PSNR(PictureMean):
     """Mean over pictures of `psnr`, in dB, as `psnr_db`: a mean of logarithms."""
 
-    def __init__(self) -> None:
-        super().__init__("psnr_db")
+    Config = PSNRConfig
+
+    def __init__(self, config: PSNRConfig | None = None) -> None:
+        super().__init__(config or PSNRConfig(), "psnr_db")
 
     def values(self, pixels: Tensor, reconstruction: Tensor) -> Tensor:
         """Return the PSNR of each picture, (B,) float64 dB."""

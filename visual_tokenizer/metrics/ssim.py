@@ -6,26 +6,13 @@ Paper: Image Quality Assessment: From Error Visibility to Structural Similarity 
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor
-from torch.nn import functional as F
 
-from visual_tokenizer.metrics.base import PictureMean, round_to_levels
-
-WINDOW = 11
-"""Side of the Gaussian window in pixels."""
-SIGMA = 1.5
-"""Standard deviation of the Gaussian window in pixels."""
-C1 = (0.01 * 255) ** 2
-C2 = (0.03 * 255) ** 2
-
-
-def _smooth(planes: Tensor) -> Tensor:
-    """Return the Gaussian means of (M, 1, H, W) over each whole window, (M, 1, H - 10, W - 10)."""
-    offsets = torch.arange(WINDOW, dtype=planes.dtype, device=planes.device) - WINDOW // 2
-    window = torch.exp(-offsets.square() / (2 * SIGMA**2))
-    window = window / window.sum()
-    return F.conv2d(F.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+from visual_tokenizer.backbones.base import UnsuitablePixelsError
+from visual_tokenizer.metrics._structure import WINDOW, similarity_maps
+from visual_tokenizer.metrics.base import MetricConfig, PictureMean, round_to_levels
 
 
 def ssim(pixels: Tensor, reconstruction: Tensor) -> Tensor:
@@ -41,24 +28,28 @@ def ssim(pixels: Tensor, reconstruction: Tensor) -> Tensor:
         reconstruction: (B, 3, H, W).
 
     Raises:
-        ValueError: H or W is below 11.
+        UnsuitablePixelsError: H or W is below 11.
     """
     if min(pixels.shape[-2:]) < WINDOW:
-        raise ValueError(f"pixels must be at least {WINDOW} x {WINDOW} for SSIM, got {tuple(pixels.shape[-2:])}")
-    a, b = (round_to_levels(picture).double().flatten(0, 1)[:, None] for picture in (pixels, reconstruction))
-    mean_a, mean_b, square_a, square_b, product = _smooth(torch.cat([a, b, a * a, b * b, a * b])).chunk(5)
-    variances = square_a - mean_a.square() + square_b - mean_b.square()
-    covariance = product - mean_a * mean_b
-    structure = (2 * covariance + C2) / (variances + C2)
-    luminance = (2 * mean_a * mean_b + C1) / (mean_a.square() + mean_b.square() + C1)
-    return (luminance * structure).view(len(pixels), -1).mean(1)
+        raise UnsuitablePixelsError(
+            f"pixels must be at least {WINDOW} x {WINDOW} for SSIM, got {tuple(pixels.shape[-2:])}"
+        )
+    luminance, structure = similarity_maps(round_to_levels(pixels), round_to_levels(reconstruction))
+    return (luminance * structure).flatten(1).mean(1)
+
+
+@dataclass(kw_only=True)
+class SSIMConfig(MetricConfig):
+    """SSIM has no field."""
 
 
 class SSIM(PictureMean):
     """Mean over pictures of `ssim`, as `ssim`."""
 
-    def __init__(self) -> None:
-        super().__init__("ssim")
+    Config = SSIMConfig
+
+    def __init__(self, config: SSIMConfig | None = None) -> None:
+        super().__init__(config or SSIMConfig(), "ssim")
 
     def values(self, pixels: Tensor, reconstruction: Tensor) -> Tensor:
         """Return the SSIM of each picture, (B,) float64."""

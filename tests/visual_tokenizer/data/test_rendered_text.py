@@ -38,12 +38,14 @@ def test_lines_grow_and_stay_inside() -> None:
         assert not ink[-2:].any()
         assert not ink[:, :2].any()
         assert not ink[:, -2:].any()
-        # Heights of the stretches of rows with ink: one a line, the next higher than the one before.
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], ink.any(1).astype(int), [0]])))
-        heights = edges[1::2] - edges[::2]
-        assert len(heights) == 3
-        assert list(heights) == sorted(heights)
-        assert heights[-1] > 2 * heights[0]
+        # Lines begin at 8, and each is 1.6 of its size below the one before.
+        heights = []
+        for top, size in ((8, 12), (27, 24), (65, 48)):
+            places = np.flatnonzero(ink[top : top + round(1.5 * size)].any(1))
+            heights.append(places[-1] - places[0] + 1)
+            assert 0.5 * size < heights[-1] < 1.2 * size
+            ink[top : top + round(1.5 * size)] = False
+        assert not ink.any()
 
 
 @pytest.mark.parametrize(

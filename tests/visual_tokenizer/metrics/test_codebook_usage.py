@@ -8,11 +8,22 @@ import scipy.stats
 import torch
 
 from visual_tokenizer.metrics.base import NoDataError
-from visual_tokenizer.metrics.codebook_usage import CodebookUsage, count_indices
+from visual_tokenizer.metrics.codebook_usage import CodebookUsage, CodebookUsageConfig, count_indices
+
+
+def usage(codebook_size: int, num_codebooks: int = 1) -> CodebookUsage:
+    return CodebookUsage(CodebookUsageConfig(codebook_size=codebook_size, num_codebooks=num_codebooks))
+
+
+def test_the_tokenizer_gives_what_the_config_leaves_open() -> None:
+    config = CodebookUsageConfig(num_codebooks=3).for_codebook(7, 2)
+    assert (config.codebook_size, config.num_codebooks) == (7, 3)
+    with pytest.raises(ValueError, match="where no tokenizer gives it"):
+        CodebookUsage(CodebookUsageConfig())
 
 
 def test_by_hand() -> None:
-    metric = CodebookUsage(8)
+    metric = usage(8)
     metric.update(torch.tensor([[0, 0, 0, 0], [1, 1, 5, 7]]))
     # shares 1/2, 1/4, 1/8, 1/8: 0.5 + 0.5 + 0.375 + 0.375 bits
     assert metric.compute() == {
@@ -27,7 +38,7 @@ def test_by_hand() -> None:
 def test_large_codebook_against_scipy() -> None:
     size = 262_144
     indices = (torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * 2000 + 100_000).long()
-    metric = CodebookUsage(size)
+    metric = usage(size)
     for part in indices.view(-1, 16, 25).split([3, 400, 97]):
         metric.update(part)
     counts = np.bincount(indices.numpy(), minlength=size)
@@ -39,7 +50,7 @@ def test_large_codebook_against_scipy() -> None:
 
 
 def test_even_use_reaches_the_bounds() -> None:
-    metric = CodebookUsage(16)
+    metric = usage(16)
     metric.update(torch.arange(16).repeat(3))
     values = metric.compute()
     assert values["codebook_usage"] == 1
@@ -51,7 +62,7 @@ def test_several_codebooks_are_counted_apart() -> None:
     indices = torch.stack([torch.arange(4).expand(2, 4), torch.full((2, 4), 3)], dim=-1)  # (2, 4, 2)
     counts = count_indices(indices, 4, 2)
     assert counts.tolist() == [[2, 2, 2, 2], [0, 0, 0, 8]]
-    metric = CodebookUsage(4, num_codebooks=2)
+    metric = usage(4, 2)
     metric.update(indices)
     values = metric.compute()
     assert values["codebook_usage"] == pytest.approx((1 + 0.25) / 2)
@@ -71,13 +82,13 @@ def test_several_codebooks_are_counted_apart() -> None:
 )
 def test_wrong_indices_are_refused(indices: torch.Tensor, num_codebooks: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CodebookUsage(4, num_codebooks).update(indices)
+        usage(4, num_codebooks).update(indices)
 
 
 def test_empty() -> None:
-    metric = CodebookUsage(4)
+    metric = usage(4)
     metric.update(torch.zeros(0, 5, dtype=torch.int64))
     with pytest.raises(NoDataError, match="codebook_usage"):
         metric.compute()
     with pytest.raises(ValueError, match="codebook_size must be 1 or more"):
-        CodebookUsage(0)
+        usage(0)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from visual_tokenizer.backbones.base import Backbone, BackboneConfig, load_backbone
+from visual_tokenizer.metrics._frechet import frechet_distance
 from visual_tokenizer.metrics.base import NoDataError, round_to_levels
-from visual_tokenizer.metrics.feature_distance import FeatureDistance, frechet_distance
+from visual_tokenizer.metrics.feature_distance import FeatureDistance
 
 
 def describe(levels: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def pictures(count: int, seed: int, bias: float) -> Tensor:
 
 
 def distance_in_batches(reference: Tensor, generated: Tensor, cuts: int) -> dict[str, float]:
-    metric = FeatureDistance(Small())
+    metric = FeatureDistance(network=Small())
     for is_reference, pixels in ((True, reference), (False, generated)):
         for part in pixels.split(cuts):
             metric.update(part, is_reference=is_reference)
@@ -118,7 +119,7 @@ def test_grows_with_blur() -> None:
     values = []
     for radius in (0, 1, 4):
         padded = nn.functional.pad(patches, (radius,) * 4, mode="reflect")
-        metric = FeatureDistance(network)
+        metric = FeatureDistance(network=network)
         metric.update(patches, is_reference=True)
         metric.update(nn.functional.avg_pool2d(padded, 2 * radius + 1, stride=1), is_reference=False)
         values.append(metric.compute()["FD-base"])
@@ -134,7 +135,7 @@ def test_is_named_after_the_network_and_never_fid() -> None:
 
 
 def test_too_few_pictures() -> None:
-    metric = FeatureDistance(Small())
+    metric = FeatureDistance(network=Small())
     metric.update(pictures(3, 0, 0.0), is_reference=True)
     metric.update(pictures(1, 0, 0.0), is_reference=False)
     with pytest.raises(NoDataError, match="generated set needs 2 pictures or more, got 1"):

@@ -11,11 +11,17 @@ import torchmetrics.image
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from visual_tokenizer.backbones.base import UnsuitablePixelsError
 from visual_tokenizer.losses.perceptual import perceptual_distance
 from visual_tokenizer.metrics.base import Metric, NoDataError, round_pixels, round_to_levels
-from visual_tokenizer.metrics.perceptual_distance import PerceptualDistance
+from visual_tokenizer.metrics.ms_ssim import ms_ssim
+from visual_tokenizer.metrics.perceptual_distance import PerceptualDistance, PerceptualDistanceConfig
 from visual_tokenizer.metrics.psnr import PSNR, psnr
 from visual_tokenizer.metrics.ssim import SSIM, ssim
+
+
+def perceptual(layers: list[int]) -> PerceptualDistance:
+    return PerceptualDistance(PerceptualDistanceConfig(layers=layers))
 
 
 @pytest.fixture(scope="module")
@@ -98,21 +104,21 @@ def test_nan_is_not_hidden(pair: tuple[Tensor, Tensor]) -> None:
 
 
 def test_perceptual_distance_is_the_losss_form_on_rounded_pictures(pair: tuple[Tensor, Tensor]) -> None:
-    metric = PerceptualDistance(layers=[0, 2])
+    metric = perceptual([0, 2])
     metric.update(*pair)
     wanted = perceptual_distance(metric.network, *map(round_pixels, pair), [0, 2], 64).mean()
     assert metric.compute() == {"perceptual_efficientnet_lite0": pytest.approx(wanted.item(), rel=1e-5)}
 
 
 def test_perceptual_distance_ignores_autocast(pair: tuple[Tensor, Tensor]) -> None:
-    plain, mixed = PerceptualDistance(layers=[0]), PerceptualDistance(layers=[0])
+    plain, mixed = perceptual([0]), perceptual([0])
     plain.update(pair[0][:1], pair[1][:1])
     with torch.autocast("cpu", torch.bfloat16):
         mixed.update(pair[0][:1], pair[1][:1])
     assert plain.compute() == mixed.compute()
 
 
-@pytest.mark.parametrize("make", [PSNR, SSIM, lambda: PerceptualDistance(layers=[1])])
+@pytest.mark.parametrize("make", [PSNR, SSIM, lambda: perceptual([1])])
 def test_batches_do_not_matter(make, pair: tuple[Tensor, Tensor]) -> None:
     values = []
     for cuts in ([7], [1, 4, 2], [3, 3, 1]):
@@ -122,6 +128,50 @@ def test_batches_do_not_matter(make, pair: tuple[Tensor, Tensor]) -> None:
         values.append(metric.compute())
     for other in values[1:]:
         assert other == pytest.approx(values[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [PSNR, SSIM, lambda: perceptual([1])])
+def test_each_frame_of_a_clip_is_a_picture(make, pair: tuple[Tensor, Tensor]) -> None:
+    clips, pictures = make(), make()
+    a, b = (side[:6].unflatten(0, (2, 3)).transpose(1, 2) for side in pair)
+    clips.observe(a, b, torch.zeros(2, 1, dtype=torch.int64))
+    pictures.update(pair[0][:6], pair[1][:6])
+    assert clips.compute() == pytest.approx(pictures.compute(), rel=1e-6)
+
+
+def test_ms_ssim_equals_the_inside_of_torchmetrics_scale_by_scale() -> None:
+    """Maps by torchmetrics on each channel alone, borders left out; product by Wang et al., eq. 7, written out."""
+    photograph = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = torch.cat([photograph[..., :177, :180], photograph[..., 200:377, 300:480]])
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
+    other = pixels + noise * torch.tensor([0.1, 0.6])[:, None, None, None]
+    wanted = torch.zeros(2, dtype=torch.float64)
+    for channel in range(3):
+        a, b = (round_to_levels(picture)[:, channel : channel + 1].double() for picture in (pixels, other))
+        product = torch.ones(2, dtype=torch.float64)
+        for scale, exponent in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+            options = {"data_range": 255.0, "reduction": "none"}
+            _, maps = structural_similarity_index_measure(b, a, return_full_image=True, **options)
+            _, structure = structural_similarity_index_measure(b, a, return_contrast_sensitivity=True, **options)
+            product *= (maps[..., 5:-5, 5:-5].mean((1, 2, 3)) if scale == 4 else structure) ** exponent
+            a, b = halved(a), halved(b)
+        wanted += product / 3
+    torch.testing.assert_close(ms_ssim(pixels, other), wanted, rtol=1e-6, atol=0)
+    assert 0.1 < wanted[1] < wanted[0] - 0.1 < 0.9
+    assert torch.equal(ms_ssim(pixels, pixels), torch.ones(2, dtype=torch.float64))
+    with pytest.raises(UnsuitablePixelsError, match="at least 176 x 176"):
+        ms_ssim(pixels[..., :175], other[..., :175])
+
+
+def halved(planes: Tensor) -> Tensor:
+    """Mean of each 2 x 2 pixels; an odd last row or column is left out."""
+    height, width = (side // 2 * 2 for side in planes.shape[-2:])
+    return sum(planes[..., y:height:2, x:width:2] for y in (0, 1) for x in (0, 1)) / 4
+
+
+def test_ms_ssim_of_opposite_structure_is_no_nan() -> None:
+    stripes = torch.arange(176).fmod(2).mul(2).sub(1).expand(1, 3, 176, 176).contiguous()
+    assert ms_ssim(stripes, -stripes).item() == 0
 
 
 def test_no_data_and_wrong_shapes_are_errors(pair: tuple[Tensor, Tensor]) -> None:

@@ -7,9 +7,9 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional as F
 
+from visual_tokenizer import retrieval
 from visual_tokenizer.backbones.base import load_backbone
-from visual_tokenizer.metrics import retrieval
-from visual_tokenizer.metrics.retrieval import (
+from visual_tokenizer.retrieval import (
     nearest_neighbours,
     retrieval_embedding,
     topk_caption_accuracy,

@@ -1,0 +1,89 @@
+"""Entry point: `python -m visual_tokenizer.convert --source vqgan --input model.ckpt --output DIR`."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from visual_tokenizer.convert.conversion import MissingDecoderWarning, build_source, load_published
+from visual_tokenizer.convert.links import LayoutError
+from visual_tokenizer.convert.reading import UnreadableCheckpointError, UnsafeCheckpointError
+from visual_tokenizer.convert.writing import write_tokenizer
+from visual_tokenizer.recipe import parse_arguments
+from visual_tokenizer.train import USER_ERRORS
+
+PROGRAM = "python -m visual_tokenizer.convert"
+
+ABOUT = """\
+Turn the weights of a published tokenizer into a folder that VisualTokenizer.from_pretrained loads.
+
+Sources: chameleon, dalle, emu3, ibq, janus, llamagen, open_magvit2, titok, vqgan.
+
+Examples:
+  python -m visual_tokenizer.convert --source vqgan --input last.ckpt --output DIR
+  python -m visual_tokenizer.convert --source emu3 --input Emu3-VisionTokenizer --output DIR
+  python -m visual_tokenizer.convert --source chameleon --input chameleon-7b --decoder vqgan.ckpt --output DIR
+  python -m visual_tokenizer.convert --source titok --input model.safetensors --output DIR --options.normalize true
+
+Exit codes: 0 done; 2 something to be put right by you."""
+
+
+@dataclass(kw_only=True)
+class ConvertRecipe:
+    """Which weights, from whom, and where to."""
+
+    source: str
+    """Name of the published tokenizer: chameleon, dalle, emu3, ibq, janus, llamagen, open_magvit2, titok, vqgan."""
+
+    input: str
+    """File (safetensors, or a torch file that holds tensors only) or folder with the weights."""
+
+    output: str
+    """Folder to write."""
+
+    decoder: str | None = None
+    """File or folder with the decoder's weights, where they are published by themselves."""
+
+    image_size: int | None = None
+    """Nominal side of a picture in pixels; null: what is found beside the weights, else the published one."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the source, such as `use_averages` of ibq and open_magvit2 or `normalize` of titok."""
+
+
+def convert(recipe: ConvertRecipe) -> None:
+    """Load, and write the folder.
+
+    Raises:
+        LayoutError: the weights are not the source's.
+        UnsafeCheckpointError: a file holds pickled objects.
+        UnreadableCheckpointError: it holds no tensors.
+    """
+    fields = {**recipe.options, "image_size": recipe.image_size}
+    tokenizer = load_published(recipe.input, recipe.source, decoder=recipe.decoder, **fields)
+    write_tokenizer(tokenizer, build_source(recipe.source, **fields), Path(recipe.output))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert by the command line's arguments; return 0, or 2 where the user has to put something right."""
+    try:
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        recipe = parse_arguments(ConvertRecipe, words, program=PROGRAM, about=ABOUT)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", MissingDecoderWarning)
+            convert(recipe)
+    except (*USER_ERRORS, LayoutError, UnsafeCheckpointError, UnreadableCheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    print(f"saved {recipe.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Published tokenizers whose weights can be loaded, one a file."""
