@@ -1,8 +1,8 @@
 """Train every architecture's small recipe for the same number of steps and compare what they reach.
 
-Each keeps the network, quantizer, losses and learning rate of its own recipe in recipes/tokenizer; pictures (or clips),
-their size, their number a step, the steps and the seed are the same for all. Held-out ones are reconstructed; the use of
-the codes is counted over the training set, each once. The palette of image GPT is not trained: it is clustered.
+Each keeps the network, quantizer, losses and learning rate of its own recipe in recipes/tokenizer; pictures (or
+clips), their size, their number a step, the steps and the seed are the same for all. Held-out ones are reconstructed;
+the use of the codes is counted over the training set, each once.
 
   python -m benchmarks.compare_architectures --steps 400                 pictures
   python -m benchmarks.compare_architectures --kind clips --steps 100    clips of 17 frames

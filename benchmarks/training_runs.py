@@ -32,6 +32,8 @@ METRICS = ("psnr", "ssim", "perceptual_distance")
 
 EVALUATION_BATCH = 32
 
+TRAINING_CLIPS = 200
+
 
 @dataclass(frozen=True)
 class Run:
@@ -187,13 +189,15 @@ def override_pairs(words: Sequence[str], refused: str, complain: Callable[[str],
 def measure(model: Path, recipe: TokenizerRecipe, device: torch.device) -> dict[str, Any]:
     """Return how well the tokenizer in `model` reconstructs held-out pictures, and its codes' use on the training set.
 
-    Pictures, or clips. Those of the training set are centre-cropped and not flipped, each once.
+    Pictures, or clips. Those of the training set are centre-cropped and not flipped, each once; of clips, which take a
+    second each, no more than `TRAINING_CLIPS`.
     """
     tokenizer = VisualTokenizer.from_pretrained(model).to(device).eval()
     source = SourceConfig.family.build(recipe.data.source)
 
     def pictures(split: str) -> PictureSet:
-        return PictureSet(source, split, recipe.data, image_size=recipe.image_size, max_pictures=None)
+        most = TRAINING_CLIPS if recipe.num_frames and split == "train" else None
+        return PictureSet(source, split, recipe.data, image_size=recipe.image_size, max_pictures=most)
 
     heldout = evaluate_reconstruction(tokenizer, pictures("heldout").batches(EVALUATION_BATCH), METRICS, device)
     usage = CodebookUsage(CodebookUsageConfig().for_codebook(tokenizer.codebook_size, tokenizer.num_codebooks))
