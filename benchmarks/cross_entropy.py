@@ -1,8 +1,8 @@
-"""The loss of a large vocabulary without its logits, beside transformers' loss on logits: `python -m benchmarks.cross_entropy`.
+"""The loss of a large vocabulary without its logits, beside transformers' loss on logits.
 
-One step is head, mean cross-entropy and the gradients of the hidden states and of the head's weight. Both sides take their
-steps in turn in one process, median of the timed ones; the peak memory above hidden states and weight is that of each
-side in a process of its own. First, losses and gradients must agree.
+One step is head, mean cross-entropy and the gradients of the hidden states and of the head's weight. Both sides take
+their steps in turn in one process, median of the timed ones; the peak memory above hidden states and weight is that of
+each side in a process of its own. Losses and gradients must agree.
 
   python -m benchmarks.cross_entropy                                       182,272 rows × 8,192 tokens, width 512
   python -m benchmarks.cross_entropy --vocabulary 45568 --tokens 2048      1/16 of it
@@ -80,8 +80,7 @@ def disagreement(inputs: tuple[Tensor, Tensor, Tensor]) -> float:
         found.append([loss.detach(), *(leaf.grad for leaf in inputs[:2] if leaf.grad is not None)])
         forget(inputs)
     return max(
-        float((one - other).float().abs().max() / other.float().abs().max())
-        for one, other in zip(*found, strict=True)
+        float((one - other).float().abs().max() / other.float().abs().max()) for one, other in zip(*found, strict=True)
     )
 
 

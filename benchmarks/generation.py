@@ -91,7 +91,7 @@ def draw_with_generate(
     ids, mask = (
         one.to(model.device) for one in pad_left([layout.prompt_for_image(p, grid) for p in prompts], layout.eos_id)
     )
-    nothing = layout.prompt_for_image(None, grid).to(model.device).repeat(len(prompts), 1)
+    nothing: Any = layout.prompt_for_image(None, grid).to(model.device).repeat(len(prompts), 1)
     is_visual = layout.body(grid) < 0
     steps = int(is_visual.nonzero()[-1]) + 1
     uniforms = torch.stack(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mmlm.generation.images import generate_images
     from mmlm.merge import merge_vocabulary
     from mmlm.processing import MultimodalProcessor
+    from mmlm.published import load_published_lm
     from mmlm.strip import strip_vocabulary
     from mmlm.vocabulary import VisualVocabulary
 
@@ -19,6 +20,7 @@ _HOMES = {
     "VisualVocabulary": "mmlm.vocabulary",
     "describe_images": "mmlm.generation.captions",
     "generate_images": "mmlm.generation.images",
+    "load_published_lm": "mmlm.published",
     "merge_vocabulary": "mmlm.merge",
     "strip_vocabulary": "mmlm.strip",
 }
@@ -28,6 +30,7 @@ __all__ = [
     "VisualVocabulary",
     "describe_images",
     "generate_images",
+    "load_published_lm",
     "merge_vocabulary",
     "strip_vocabulary",
 ]

@@ -73,11 +73,16 @@ class ProgressFiles(TrainerCallback):
         """Draw `plots/loss.png`."""
         entries = []
         for line in self.lines.read():
-            losses = {_curve(key): value for key, value in line.items() if "loss" in key and key != "train_loss"}
+            losses = {_curve(key): value for key, value in line.items() if is_loss(key)}
             if losses:
                 entries.append({"step": line["step"], **losses})
         if entries:
             plot_losses(entries, self.folder / "plots" / "loss.png")
+
+
+def is_loss(key: str) -> bool:
+    """Return whether a logged value is a loss in nats a token: not the mean over the run, nor z-loss."""
+    return "loss" in key and key != "train_loss" and "z_loss" not in key
 
 
 def _curve(key: str) -> str:
@@ -170,5 +175,5 @@ def last_losses(output_dir: str | os.PathLike[str]) -> dict[str, float]:
     """Return the newest value of every loss in a run's `log.jsonl`."""
     found: dict[str, float] = {}
     for line in StepLog(Path(output_dir)).read():
-        found |= {key: value for key, value in line.items() if "loss" in key and key != "train_loss"}
+        found |= {key: value for key, value in line.items() if is_loss(key)}
     return found

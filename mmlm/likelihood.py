@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from mmlm.data.pairs import IGNORED_LABEL, IMAGE, KINDS, STRUCTURE, TEXT
+from mmlm.cross_entropy import IGNORED_LABEL
+from mmlm.data.pairs import IMAGE, KINDS, STRUCTURE, TEXT
 from mmlm.generation.loop import evaluation_mode
+from mmlm.head_loss import HeadLoss
 from mmlm.layouts.base import Layout
-from mmlm.modality_loss import token_losses
 
 
 def kinds_of(layout: Layout, ids: Tensor) -> Tensor:
@@ -42,14 +43,16 @@ def loss_by_kind(
     """
     sums = torch.zeros(len(KINDS), dtype=torch.float64)
     counts = torch.zeros(len(KINDS), dtype=torch.int64)
+    head_loss = HeadLoss(model)
     with evaluation_mode(model):
         for start in range(0, len(sequences), batch_size):
             part = list(sequences[start : start + batch_size])
             ids = pad_sequence(part, batch_first=True, padding_value=float(layout.eos_id))
             mask = pad_sequence([torch.ones_like(sequence) for sequence in part], batch_first=True)
-            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
             targets = ids.masked_fill(mask == 0, IGNORED_LABEL)[:, 1:]
-            losses = token_losses(logits[:, :-1], targets.to(model.device)).double().cpu()
+            inputs = {"input_ids": ids[:, :-1].to(model.device), "attention_mask": mask[:, :-1].to(model.device)}
+            found, _ = head_loss(model, inputs, targets.to(model.device), torch.ones_like(targets).to(model.device))
+            losses = found.losses.view(targets.shape).double().cpu()
             kinds = pad_sequence([kinds_of(layout, sequence) for sequence in part], batch_first=True)[:, 1:]
             trained = targets != IGNORED_LABEL
             sums.index_add_(0, kinds[trained], losses[trained])

@@ -40,15 +40,15 @@ class DataSection:
     loss_on_prompt: bool = True
     """Whether what comes first is trained too: the caption of caption → picture, the picture of picture →
     caption."""
-    image_loss_weight: float = 1.0
-    """Weight of visual tokens in the loss; 0 or more. The loss is the weighted mean over the tokens of a
-    batch."""
-    text_loss_weight: float = 1.0
-    """Weight of caption tokens; 0 or more."""
-    structure_loss_weight: float = 1.0
-    """Weight of the layout's own tokens (marks, size, ends of rows) and of EOS; 0 or more."""
     max_caption_tokens: int = 256
     """Longer captions are cut; 1 or more."""
+    packing: bool = False
+    """Whether sequences are put together in rows of max_length tokens, so that next to nothing is padding. Each still
+    sees itself alone. A batch then is training.batch_size rows."""
+    packing_buffer: int = 4096
+    """Sequences among which those that fit together are chosen; 1 or more."""
+    max_length: int | None = None
+    """Tokens of a packed row, and the most that a sequence may have; null: the model's positions."""
     pad_to_multiple_of: int = 1
     """Batches are padded to the longest sequence, rounded up to a multiple of this; 1 or more."""
     tokenize_batch_size: int = 64
@@ -66,20 +66,34 @@ class DataSection:
             )
         for name in ("image_to_text_fraction", "caption_dropout"):
             check(0 <= getattr(self, name) <= 1, f"data.{name}", "in [0, 1]", getattr(self, name))
-        for name, weight in self.loss_weights().items():
-            check(weight >= 0, f"data.{name}_loss_weight", "0 or more", weight)
-        check(any(self.loss_weights().values()), "data.*_loss_weight", "above 0 for one kind at least", 0)
-        for name in ("max_caption_tokens", "pad_to_multiple_of", "tokenize_batch_size"):
+        check(self.max_length is None or self.max_length >= 1, "data.max_length", "1 or more, or null", self.max_length)
+        for name in ("packing_buffer", "max_caption_tokens", "pad_to_multiple_of", "tokenize_batch_size"):
             check(getattr(self, name) >= 1, f"data.{name}", "1 or more", getattr(self, name))
         check(self.loader_workers >= 0, "data.loader_workers", "0 or more", self.loader_workers)
 
-    def loss_weights(self) -> dict[str, float]:
+
+@dataclass(kw_only=True)
+class LossSection:
+    """What each kind of token weighs. The loss is the weighted mean over the trained tokens of a batch."""
+
+    text: float = 1.0
+    """Weight of caption tokens; 0 or more."""
+    image: float = 1.0
+    """Weight of visual tokens; 0 or more."""
+    structure: float = 1.0
+    """Weight of the layout's own tokens (marks, size, ends of rows) and of EOS; 0 or more."""
+    z_loss: float = 0.0
+    """Factor of the squared log of the softmax's normalizer, which keeps logits from drifting; Chameleon's is 1e-5; 0
+    or more."""
+
+    def __post_init__(self) -> None:
+        for name in ("text", "image", "structure", "z_loss"):
+            check(getattr(self, name) >= 0, f"loss.{name}", "0 or more", getattr(self, name))
+        check(any(self.weights().values()), "loss", "above 0 for one kind of token at least", self.weights())
+
+    def weights(self) -> dict[str, float]:
         """Return the weight of each kind of token."""
-        return {
-            "text": self.text_loss_weight,
-            "image": self.image_loss_weight,
-            "structure": self.structure_loss_weight,
-        }
+        return {"text": self.text, "image": self.image, "structure": self.structure}
 
 
 @dataclass(kw_only=True)
@@ -126,7 +140,7 @@ class TrainingSection:
     epochs: float | None = None
     """Passes over the training pictures; give this or max_steps."""
     batch_size: int = 64
-    """Sequences of one optimizer step over all processes; a multiple of processes ·
+    """Sequences, or packed rows, of one optimizer step over all processes; a multiple of processes ·
     gradient_accumulation_steps."""
     gradient_accumulation_steps: int = 1
     """Parts into which each process cuts its share of a batch; 1 or more."""
@@ -139,6 +153,9 @@ class TrainingSection:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    peak_tflops: float | None = None
+    """Peak of one device in 10^12 operations a second, for mfu in the log (H100, bf16, dense: 989); above 0; null: no
+    mfu."""
     seed: int = 0
     """Of order, direction and caption dropout of the samples, of new LoRA weights and of dropout."""
     log_every_steps: int = 10
@@ -178,6 +195,8 @@ class TrainingSection:
             check(getattr(self, name) >= 1, f"training.{name}", "1 or more", getattr(self, name))
         for name in ("sample_every_steps", "evaluate_every_steps"):
             check(getattr(self, name) >= 0, f"training.{name}", "0 or more", getattr(self, name))
+        positive = self.peak_tflops is None or self.peak_tflops > 0
+        check(positive, "training.peak_tflops", "above 0, or null", self.peak_tflops)
         for name, known in (("mixed_precision", MIXED_PRECISIONS), ("parameter_dtype", PARAMETER_DTYPES)):
             check(
                 getattr(self, name) in known,
@@ -247,6 +266,8 @@ class LMRecipe:
     """Folder of the run; the trained model goes to its subfolder final/."""
     data: DataSection
     """Pairs and sequences."""
+    loss: LossSection = field(default_factory=LossSection)
+    """What counts how much."""
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     """AdamW and schedule."""
     training: TrainingSection

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
+from transformers import PreTrainedModel
 
 from mmlm.backbones.base import BackboneConfig
 from mmlm.embeddings import INITIALIZERS
 from mmlm.layouts.base import LayoutConfig
 from mmlm.merge import merge_vocabulary
 from mmlm.merged_model import MergedModelError, check_free, write_folder
+from mmlm.processing import MultimodalProcessor
+from mmlm.published import published_backbone
 from visual_tokenizer import VisualTokenizer
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 from visual_tokenizer.recipe import save_recipe
@@ -28,8 +31,9 @@ class MergeRecipe:
 
     language_model: BackboneConfig
     """Where the language model and its text tokenizer come from."""
-    visual_tokenizer: str
-    """Folder of a trained visual tokenizer."""
+    visual_tokenizer: str | None = None
+    """Folder of a trained visual tokenizer; null: the language model's own, where it is a published multimodal model
+    (chameleon, emu3); layout, embedding_init, pad_to_multiple_of and seed are then the published model's."""
     output_dir: str
     """Folder of the merged model; it must not exist, or be empty."""
     layout: LayoutConfig = field(default_factory=_emu3)
@@ -60,6 +64,9 @@ def merge_by_recipe(recipe: MergeRecipe) -> Path:
         VocabularyMergeError, EmbeddingError: the two cannot be merged.
     """
     check_free(recipe.output_dir)  # before the work, not after it
+    if recipe.visual_tokenizer is None:
+        model, processor = published_backbone(recipe.language_model).load_multimodal()
+        return _write(recipe, model, processor)
     try:
         codec = VisualTokenizer.from_pretrained(recipe.visual_tokenizer)
     except (OSError, HFValidationError) as error:
@@ -76,7 +83,10 @@ def merge_by_recipe(recipe: MergeRecipe) -> Path:
         seed=recipe.seed,
         image_processor=VisualTokenizerImageProcessor.from_pretrained(recipe.visual_tokenizer) if has_own else None,
     )
+    return _write(recipe, model, processor)
 
+
+def _write(recipe: MergeRecipe, model: PreTrainedModel, processor: MultimodalProcessor) -> Path:
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -1,20 +1,18 @@
-"""Next-token cross-entropy, token by token, and its sums for each kind of token."""
+"""What each token weighs in the loss, and sums of losses for each kind of token."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from mmlm.data.pairs import IGNORED_LABEL, KINDS
-
-LOGITS_AT_A_TIME = 2**27
-"""Logits that are in float32 at one time; 512 MB."""
+from mmlm.cross_entropy import IGNORED_LABEL, TokenLosses
+from mmlm.data.pairs import KINDS
 
 
 class DivergedError(FloatingPointError):
@@ -25,27 +23,6 @@ def shift_left(values: Tensor, fill: int) -> Tensor:
     """Move (B, L) one place to the left, so that place i holds what follows token i; the last place gets
     `fill`."""
     return F.pad(values[:, 1:], (0, 1), value=fill)
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy (B, L) float32 in nats of logits (B, L, V) and targets (B, L), 0 where these
-    are -100.
-
-    Only `LOGITS_AT_A_TIME` logits are float32 at one time; they are made again in the backward pass.
-    """
-    flat, wanted = logits.flatten(0, 1), targets.flatten()
-    rows = max(1, LOGITS_AT_A_TIME // flat.shape[1])
-    if flat.shape[0] <= rows:
-        return _cross_entropy(flat, wanted).view(targets.shape)
-    parts = [
-        checkpoint(_cross_entropy, part, want, use_reentrant=False, preserve_rng_state=False)
-        for part, want in zip(flat.split(rows), wanted.split(rows), strict=True)
-    ]
-    return torch.cat(parts).view(targets.shape)
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED_LABEL, reduction="none")
 
 
 class TokenWeights:
@@ -67,40 +44,62 @@ class TokenWeights:
         return weights * (labels != IGNORED_LABEL)
 
 
+@dataclass
+class MeterReading:
+    """Of all processes since the last reading."""
+
+    means: dict[str, float]
+    """Mean loss by kind, nats a token."""
+    mean: float
+    """Their weighted mean."""
+    squared_normalizer: float
+    """Mean squared log normalizer of the trained tokens, of which z-loss is a multiple."""
+    tokens_per_second: float
+    """Without padding."""
+    pairs_per_second: float
+    """Of a token and one that it attends to."""
+
+
 class ModalityMeter:
     """Sums losses by kind on the device, without waiting for it, until they are asked for."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(KINDS), dtype=torch.float64, device=device)
         self.counts = torch.zeros_like(self.sums)
-        self.tokens = torch.zeros((), dtype=torch.float64, device=device)
+        self.others = torch.zeros(3, dtype=torch.float64, device=device)
+        """Squared log normalizers, tokens, and pairs of tokens of which one attends to the other."""
         self._since = perf_counter()
         self._paused = 0.0
 
     @torch.no_grad()
-    def add(self, losses: Tensor, targets: Tensor, kinds: Tensor) -> None:
-        """Count a batch: losses, targets and their kinds, each (B, L)."""
+    def add(self, found: TokenLosses, targets: Tensor, kinds: Tensor, positions: Tensor | None = None) -> None:
+        """Count a batch: losses (B · L,), targets and their kinds (B, L), places in their documents (B, L) or None for
+        rows of one document."""
         trained = targets != IGNORED_LABEL
         masks = torch.stack([(kinds == kind) & trained for kind in range(len(KINDS))])
-        self.sums += (losses.detach() * masks).sum((1, 2), dtype=torch.float64)
+        self.sums += (found.losses.view(targets.shape) * masks).sum((1, 2), dtype=torch.float64)
         self.counts += masks.sum((1, 2))
-        self.tokens += (kinds >= 0).sum()
+        is_token = kinds >= 0
+        if positions is None:
+            positions = torch.arange(targets.shape[1], device=targets.device)
+        squares = found.log_normalizers.square().sum(dtype=torch.float64)
+        self.others += torch.stack([squares, is_token.sum(), ((positions + 1) * is_token).sum()])
 
     def pause(self, seconds: float) -> None:
         """Leave time out of the token rate: what was spent on evaluation, samples and checkpoints."""
         self._paused += seconds
 
-    def flush(self, accelerator: Accelerator, weights: TokenWeights) -> tuple[dict[str, float], float, float]:
-        """Return the mean loss by kind in nats a token, their weighted mean, and tokens/s; over all
-        processes. Then reset.
+    def flush(self, accelerator: Accelerator, weights: TokenWeights) -> MeterReading:
+        """Return what was counted, over all processes, and begin anew.
 
         Raises:
             DivergedError: the loss is NaN or infinite; on every process alike.
         """
-        local = torch.cat([self.sums, self.counts, self.tokens[None]])
+        local = torch.cat([self.sums, self.counts, self.others])
         totals = accelerator.reduce(local, reduction="sum").tolist()
-        sums, counts = totals[: len(KINDS)], totals[len(KINDS) : -1]
-        seconds = perf_counter() - self._since - self._paused
+        sums, counts = totals[: len(KINDS)], totals[len(KINDS) : 2 * len(KINDS)]
+        squares, tokens, pairs = totals[2 * len(KINDS) :]
+        seconds = max(perf_counter() - self._since - self._paused, 1e-9)
         self.__init__(self.sums.device)  # type: ignore[misc]
         means = {kind: total / count for kind, total, count in zip(KINDS, sums, counts, strict=True) if count}
         weight = sum(w * count for w, count in zip(weights.by_kind, counts, strict=True))
@@ -111,4 +110,4 @@ class ModalityMeter:
                 f"the loss of {', '.join(wrong)} tokens is not finite: lower optimizer.learning_rate or "
                 "raise optimizer.warmup_steps, and start again from the last checkpoint"
             )
-        return means, mean, totals[-1] / max(seconds, 1e-9)
+        return MeterReading(means, mean, squares / max(sum(counts), 1), tokens / seconds, pairs / seconds)

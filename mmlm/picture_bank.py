@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.backbones.base import load_backbone
-from visual_tokenizer.retrieval import retrieval_embedding, topk_caption_accuracy
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
+from visual_tokenizer.retrieval import retrieval_embedding, topk_caption_accuracy
 
 NETWORK = "efficientnet_lite0"
 PICTURES_AT_A_TIME = 64

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
+import mmlm.chameleon_model  # noqa: F401 - AutoModelForCausalLM knows Chameleon from here on
 from mmlm.layouts.base import Layout, LayoutConfig
 from mmlm.merge_record import MergeRecord, MissingCodecError, check_codec, check_rows
 from mmlm.placeholders import deal_out, to_batch
@@ -93,7 +93,7 @@ class MultimodalProcessor(ProcessorMixin):
     def grid(self) -> tuple[int, ...]:
         """Token grid of a picture as the image processor hands it over: (H, W), or (N,)."""
         size = self.image_processor.size
-        return tuple(self._codec().token_grid(size["height"], size["width"]))
+        return tuple(self._codec().token_grid(size["height"], size["width"], 0))
 
     @property
     def dead_ids(self) -> Tensor:
@@ -118,14 +118,28 @@ class MultimodalProcessor(ProcessorMixin):
         return self.layout.block(indices)
 
     @torch.no_grad()
-    def decode_indices(self, indices: Tensor) -> list[Image.Image]:
-        """Return the pictures of indices (B, *grid) or (B, *grid, num_codebooks)."""
+    def encode_clips(self, clips: Sequence[Sequence[Any]]) -> Tensor:
+        """Return indices (B, T, H, W) or (B, T, H, W, num_codebooks) int64 on the CPU of B clips, lists of equally
+        many frames; the visual tokenizer must take clips."""
+        codec = self._codec()
+        frames = [self.image_processor(list(clip), return_tensors="pt")["pixel_values"] for clip in clips]
+        found = [codec.encode(clip.transpose(0, 1)[None].to(codec.device, codec.dtype)).cpu() for clip in frames]
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def decode_indices(self, indices: Tensor) -> list[Any]:
+        """Return the pictures of indices (B, *grid) or (B, *grid, num_codebooks); of a clip, a list of its frames."""
         codec = self._codec()
         parts = [codec.decode(part.to(codec.device)).float() for part in indices.split(ENCODE_BATCH)]
-        return self.image_processor.postprocess(torch.cat(parts))
+        pixels = torch.cat(parts)
+        if pixels.ndim == 5:
+            return [self.image_processor.postprocess(clip.transpose(0, 1)) for clip in pixels]
+        return self.image_processor.postprocess(pixels)
 
-    def decode_images(self, token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> list[list[Image.Image]]:
+    def decode_images(self, token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> list[list[Any]]:
         """Return the pictures of each sequence, in order; `token_ids` is (B, L), (L,) or a list of sequences.
+
+        A picture is an RGB image, a clip a list of them.
 
         Raises:
             MalformedSequenceError: a block that is cut short or wrong.
@@ -173,6 +187,7 @@ class MultimodalProcessor(ProcessorMixin):
         padding: bool = False,
         padding_side: str = "right",
         add_special_tokens: bool = True,
+        end_turn: bool = False,
         return_tensors: str | None = None,
     ) -> BatchFeature:
         """Return `input_ids` and `attention_mask` of samples of text with `<image>` where pictures stand.
@@ -183,6 +198,7 @@ class MultimodalProcessor(ProcessorMixin):
             padding: fill all samples to the longest; needed for tensors of unequal samples.
             padding_side: "right", or "left" for generation.
             add_special_tokens: begin each sample with BOS.
+            end_turn: end each sample with the layout's `end_of_turn_ids`, after which a model for chats answers.
             return_tensors: "pt" for int64 tensors (B, L); None for lists.
 
         Raises:
@@ -199,6 +215,7 @@ class MultimodalProcessor(ProcessorMixin):
             for number, piece in enumerate(sample.split(self.image_placeholder)):
                 parts += [next(blocks)] if number else []
                 parts.append(self.text_ids(piece) if piece else [])
+            parts.append(self.layout.end_of_turn_ids if end_turn else [])
             sequences.append(self.layout.join(*parts))
         pad_id = self.layout.eos_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         return to_batch(sequences, pad_id, padding, padding_side, return_tensors)

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments, set_seed
 
 from mmlm.callbacks import LogBeforeSaving, ProgressFiles, SampleGrids
 from mmlm.checkpoint_manifest import list_checkpoints, newest_complete, verify_checkpoint
+from mmlm.data.packing import PackedSequences
 from mmlm.data.pairs import PairCollator, PairOptions, PairSequences
 from mmlm.data.tokenize import shards_of
 from mmlm.export import save_final
 from mmlm.lm_recipe import RESUME_AUTO, RESUME_NEVER, LMRecipe
 from mmlm.lora import add_lora
 from mmlm.processing import MultimodalProcessor
-from mmlm.trainer_arguments import total_steps, training_arguments
+from mmlm.trainer_arguments import total_sequences, total_steps, training_arguments
 from mmlm.training import UnifiedTrainer
 from mmlm.user_errors import exit_on_user_error
 from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
@@ -102,9 +104,24 @@ def load_model(recipe: LMRecipe, processor: MultimodalProcessor) -> Any:
     return model
 
 
-def max_positions(model: Any) -> int | None:
-    """Return the positions that a model's config says it has, or None."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def longest_sequence(recipe: LMRecipe, config: Any) -> int | None:
+    """Return the most tokens of a sequence, or of a packed row: data.max_length, or the positions of a model's config,
+    or None.
+
+    Raises:
+        ConfigError: `max_length` is more than the positions, or is missing where neither says it.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    wanted = recipe.data.max_length
+    if wanted is None:
+        if positions is None and recipe.data.packing:
+            raise ConfigError("data.max_length must be given: the model's config names no max_position_embeddings")
+        return positions
+    if positions is not None and wanted > positions:
+        raise ConfigError(
+            f"data.max_length must be at most the model's max_position_embeddings = {positions}, got {wanted}"
+        )
+    return wanted
 
 
 def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: TrainingArguments) -> UnifiedTrainer:
@@ -122,9 +139,7 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
         seed=training.seed,
     )
     shards = shards_of(processor, recipe, data.train_split)
-    steps = total_steps(recipe, len(shards))
-    args.max_steps = steps
-    pairs = PairSequences(shards, processor.layout, options, length=steps * training.batch_size)
+    pairs = PairSequences(shards, processor.layout, options)
     heldout = None
     if training.evaluate_every_steps:
         whole = PairOptions(**{**vars(options), "caption_dropout": 0.0})
@@ -133,18 +148,32 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
         )
     set_seed(training.seed)
     model = load_model(recipe, processor)
-    positions = max_positions(model)
+    longest = longest_sequence(recipe, model.config)
     for part in [pairs, *([heldout] if heldout is not None else [])]:
-        if positions is not None:
-            part.check_length(positions)
+        if longest is not None:
+            part.check_length(longest)
+    rows: Dataset
+    if data.packing:
+        assert longest is not None
+        rows = PackedSequences(
+            pairs, longest, data.packing_buffer, seed=training.seed, count=total_sequences(recipe, len(pairs))
+        )
+        args.max_steps = training.max_steps or max(1, rows.full_rows() // training.batch_size)
+        rows.length = args.max_steps * training.batch_size
+    else:
+        args.max_steps = total_steps(recipe, len(shards))
+        pairs.length = args.max_steps * training.batch_size
+        rows = pairs
     tokenizer = processor.tokenizer
     pad_id = processor.layout.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     grids = SampleGrids(processor, recipe.sampling, training.sample_every_steps, recipe.output_dir)
     trainer = UnifiedTrainer(
         model,
         args,
-        pairs,
-        token_weights=data.loss_weights(),
+        rows,
+        token_weights=recipe.loss.weights(),
+        z_loss=recipe.loss.z_loss,
+        peak_tflops=training.peak_tflops,
         keep_checkpoints=training.keep_checkpoints,
         eval_dataset=heldout,
         data_collator=PairCollator(pad_id, data.pad_to_multiple_of),
@@ -171,7 +200,8 @@ def train(recipe: LMRecipe) -> Path:
         if checkpoint is not None and args.process_index == 0:
             logger.warning("resuming from %s", checkpoint)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        facts = {"Steps": trainer.state.global_step, "Sequences a step": recipe.training.batch_size}
+        unit = "Packed rows" if recipe.data.packing else "Sequences"
+        facts = {"Steps": trainer.state.global_step, f"{unit} a step": recipe.training.batch_size}
         return save_final(trainer, processor, recipe, facts)
     finally:
         if lock is not None:

@@ -19,11 +19,17 @@ ACCELERATE_PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 
 def total_steps(recipe: LMRecipe, pictures: int) -> int:
-    """Return the optimizer steps of a run on so many training pictures."""
+    """Return the optimizer steps of a run on so many training pictures, or rows of packed ones, an epoch."""
     training = recipe.training
     if training.max_steps is not None:
         return training.max_steps
     return max(1, round((training.epochs or 0) * pictures / training.batch_size))
+
+
+def total_sequences(recipe: LMRecipe, pictures: int) -> int | None:
+    """Return the sequences that a run of `epochs` reads, or None where it goes by `max_steps`."""
+    epochs = recipe.training.epochs
+    return None if epochs is None else max(1, round(epochs * pictures))
 
 
 def per_device_batch_size(recipe: LMRecipe, processes: int) -> int:

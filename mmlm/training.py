@@ -14,8 +14,11 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mmlm.checkpoint_manifest import complete_checkpoint, discard_checkpoint, rotate_checkpoints
-from mmlm.data.pairs import IGNORED_LABEL, PADDING
-from mmlm.modality_loss import ModalityMeter, TokenWeights, shift_left, token_losses
+from mmlm.cross_entropy import IGNORED_LABEL
+from mmlm.data.pairs import PADDING
+from mmlm.head_loss import HeadLoss
+from mmlm.modality_loss import ModalityMeter, TokenWeights, shift_left
+from mmlm.model_flops import ModelFlops
 
 EVALUATION_PREFIX = "eval_"
 
@@ -27,19 +30,24 @@ class LaunchError(ValueError):
 class UnifiedTrainer(Trainer):
     """Trains any causal LM of transformers on batches of `input_ids`, `labels`, `token_kinds`, each (B, L).
 
+    Rows that hold several documents have `position_ids` (B, L) too, which begin at 0 with each document.
+
     The loss is the weighted mean over all trained tokens of an optimizer step: of every accumulated part and
     every process. Rows of the vocabulary that stand for no token stay in the softmax, so that training
-    drives them down and tools that sample the whole vocabulary do not meet them.
+    drives them down and tools that sample the whole vocabulary do not meet them. `HeadLoss` says when logits exist.
 
-    Logged beside `loss`: `loss_image`, `loss_text`, `loss_structure` (unweighted means, nats a token),
-    `tokens_per_second` (tokens without padding, over all processes, without the time of evaluation, samples
-    and checkpoints), and the same with `eval_` for the held-out set.
+    Logged beside `loss`, which includes z-loss: `loss_image`, `loss_text`, `loss_structure` (unweighted means, nats a
+    token), `z_loss` (its share of the loss, if it has a factor), and the same with `eval_` for the held-out set;
+    `tokens_per_second` (tokens without padding, over all processes, without the time of evaluation, samples and
+    checkpoints), `model_tflops_per_second` (see `ModelFlops`, over all processes) and `mfu`, its share of the peak.
 
     Args:
         model: the language model, or a peft model of it.
         args: `save_total_limit` must be None: see `keep_checkpoints`.
         train_dataset: read in order; `PairSequences` shuffles by itself.
         token_weights: weight of each kind of token.
+        z_loss: factor of the squared log normalizer in the loss.
+        peak_tflops: of one device, for `mfu`; None: it is not logged.
         keep_checkpoints: complete checkpoints that are kept.
         **kwargs: as of `Trainer`.
 
@@ -54,6 +62,8 @@ class UnifiedTrainer(Trainer):
         train_dataset: Dataset,
         *,
         token_weights: Mapping[str, float],
+        z_loss: float = 0.0,
+        peak_tflops: float | None = None,
         keep_checkpoints: int = 2,
         **kwargs: Any,
     ) -> None:
@@ -67,6 +77,9 @@ class UnifiedTrainer(Trainer):
         # Tells Trainer that compute_loss divides by num_items_in_batch, so that it need not do so by parts.
         self.model_accepts_loss_kwargs = True
         self.token_weights = TokenWeights(token_weights)
+        self.head_loss = HeadLoss(model, z_loss)
+        self.flops = ModelFlops.of(model)
+        self.peak_tflops = peak_tflops
         self.keep_checkpoints = keep_checkpoints
         self.train_meter = ModalityMeter(args.device)
         self.evaluation_meter = ModalityMeter(args.device)
@@ -102,18 +115,20 @@ class UnifiedTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return this part's share of the weighted mean loss; in evaluation, the mean of the batch."""
-        outputs = model(input_ids=inputs["input_ids"], use_cache=False)
         targets = shift_left(inputs["labels"], IGNORED_LABEL)
         kinds = shift_left(inputs["token_kinds"], PADDING)
-        losses = token_losses(outputs.logits, targets)
         weights = self.token_weights(targets, kinds)
-        if model.training and num_items_in_batch is not None:
-            self.train_meter.add(losses, targets, kinds)
+        positions = inputs.get("position_ids")
+        arguments: dict[str, Any] = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
+        is_training = model.training and num_items_in_batch is not None
+        found, outputs = self.head_loss(model, arguments, targets, weights)
+        if is_training:
+            self.train_meter.add(found, targets, kinds, positions)
             # Gradients are averaged over processes, the loss is a sum over them: hence the factor.
-            loss = (losses * weights).sum() * (self.accelerator.num_processes / num_items_in_batch.clamp_min(1e-8))
+            loss = found.total * (self.accelerator.num_processes / num_items_in_batch.clamp_min(1e-8))
         else:
-            self.evaluation_meter.add(losses, targets, kinds)
-            loss = (losses * weights).sum() / weights.sum().clamp_min(1e-8)
+            self.evaluation_meter.add(found, targets, kinds, positions)
+            loss = found.total / weights.sum().clamp_min(1e-8)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -125,12 +140,18 @@ class UnifiedTrainer(Trainer):
         prefix = EVALUATION_PREFIX if any(key.startswith(EVALUATION_PREFIX) for key in logs) else ""
         if prefix or "loss" in logs:
             meter = self.evaluation_meter if prefix else self.train_meter
-            means, mean, rate = meter.flush(self.accelerator, self.token_weights)
-            logs |= {f"{prefix}loss_{kind}": value for kind, value in means.items()}
+            found = meter.flush(self.accelerator, self.token_weights)
+            logs |= {f"{prefix}loss_{kind}": value for kind, value in found.means.items()}
+            if self.head_loss.z_loss:
+                logs[f"{prefix}z_loss"] = self.head_loss.z_loss * found.squared_normalizer
             if prefix:
-                logs[f"{prefix}loss"] = mean  # over tokens; Trainer's is over batches
+                logs[f"{prefix}loss"] = found.mean  # over tokens; Trainer's is over batches
             else:
-                logs["tokens_per_second"] = round(rate, 1)
+                logs["tokens_per_second"] = round(found.tokens_per_second, 1)
+                tflops = self.flops.per_second(found.tokens_per_second, found.pairs_per_second) / 1e12
+                logs["model_tflops_per_second"] = tflops
+                if self.peak_tflops is not None:
+                    logs["mfu"] = tflops / (self.peak_tflops * self.accelerator.num_processes)
         super().log(logs, start_time)
 
     @contextmanager

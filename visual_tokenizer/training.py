@@ -198,7 +198,8 @@ class TokenizerTrainer:
     def _initialize(self) -> None:
         """Take other tokenizers' weights, if wanted; show the quantizer latents until it has its first codebook."""
         if "proxy_codes" in self.losses:
-            copy_proxy(self.tokenizer, self.losses["proxy_codes"].proxy)
+            loss: Any = self.losses["proxy_codes"]
+            copy_proxy(self.tokenizer, loss.proxy)
         if self.recipe.initialize_from is not None:
             load_weights(self.tokenizer, self.recipe.initialize_from)
         quantizer = self.tokenizer.quantizer

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmlm.cross_entropy import IGNORED_LABEL
 from mmlm.data.shards import RaggedColumn, ShardError
 from mmlm.layouts.base import Layout
 from visual_tokenizer.data.transforms import uniforms
@@ -22,7 +23,6 @@ KINDS = ("text", "image", "structure")
 TEXT, IMAGE, STRUCTURE = range(3)
 PADDING = -1
 """Value of `token_kinds` where there is no token."""
-IGNORED_LABEL = -100
 CAPTIONS_AT_A_TIME = 1000
 
 
@@ -103,16 +103,42 @@ class PairSequences(Dataset):
 
     def longest(self) -> int:
         """Return the tokens of the longest sequence that can come."""
-        grids = {tuple(self.grids[row].tolist()) for row in range(self.size)}
-        block = max(len(self.layout.template(grid)) for grid in grids)
+        block = int(self._block_lengths.max())
         return len(self.layout.bos_ids) + int(self.captions.lengths.max()) + block + 1
+
+    @functools.cached_property
+    def _block_lengths(self) -> np.ndarray:
+        """Tokens of each row's picture block."""
+        lengths: dict[tuple[int, ...], int] = {}
+        found = np.empty(self.size, np.int64)
+        for row in range(self.size):
+            grid = tuple(self.grids[row].tolist())
+            if grid not in lengths:
+                lengths[grid] = len(self.layout.template(grid))
+            found[row] = lengths[grid]
+        return found
+
+    def lengths(self, positions: Sequence[int]) -> np.ndarray:
+        """Return the tokens of each item (n,) int64, without making it."""
+        places = [self.row_of(int(position)) for position in positions]
+        rows = np.array([row for _, row in places], np.int64)
+        captions = self.captions.lengths[rows]
+        if self.options.caption_dropout:
+            captions = captions * ~np.array([self._form(*place)[1] for place in places], bool)
+        return captions + self._block_lengths[rows] + len(self.layout.bos_ids) + 1
+
+    def _form(self, epoch: int, row: int) -> tuple[bool, bool]:
+        """Return whether the picture comes first, and whether the caption is dropped."""
+        direction, dropped, _, _ = uniforms(self.options.seed, epoch, row)
+        describes = direction < self.options.image_to_text_fraction
+        return describes, not describes and dropped < self.options.caption_dropout
 
     def check_length(self, max_positions: int) -> None:
         """Raise `SequenceLengthError` if the longest sequence has more than `max_positions` tokens."""
         if self.longest() > max_positions:
             raise SequenceLengthError(
-                f"the longest sequence has {self.longest()} tokens, the model has max_position_embeddings="
-                f"{max_positions}: lower data.max_caption_tokens (now {self.options.max_caption_tokens}) or "
+                f"the longest sequence has {self.longest()} tokens, more than the {max_positions} of data.max_length "
+                f"and the model's positions: lower data.max_caption_tokens (now {self.options.max_caption_tokens}) or "
                 "take a visual tokenizer with fewer tokens a picture"
             )
 
@@ -142,26 +168,19 @@ class PairSequences(Dataset):
             by_grid.setdefault(tuple(self.grids[row].tolist()), []).append(place)
         blocks: list[Any] = [None] * len(rows)
         for grid, members in by_grid.items():
-            template = self.layout.template(grid).numpy()
-            is_slot = template < 0
             flat = np.stack([self.indices[rows[place]] for place in members]).astype(np.int64)
             books = self.layout.vocabulary.num_codebooks
-            shaped = flat.reshape(len(members), -1, books) if books > 1 else flat
-            ids = self.layout.vocabulary.indices_to_ids(torch.from_numpy(shaped)).numpy().reshape(len(members), -1)
-            filled = np.repeat(template[None], len(members), axis=0)
-            filled[:, is_slot] = ids
-            kinds = np.where(is_slot, IMAGE, STRUCTURE)
+            shaped = flat.reshape(len(members), *grid, *([books] if books > 1 else []))
+            filled = self.layout.blocks(torch.from_numpy(shaped)).numpy()
+            kinds = np.where(self.layout.template(grid).numpy() < 0, IMAGE, STRUCTURE)
             for place, block in zip(members, filled, strict=True):
                 blocks[place] = (block, kinds)
         return blocks
 
     def _sequence(self, epoch: int, row: int, block: np.ndarray, block_kinds: np.ndarray) -> dict[str, np.ndarray]:
         options = self.options
-        direction, dropped, _, _ = uniforms(options.seed, epoch, row)
-        caption = self.captions[row]
-        describes = direction < options.image_to_text_fraction
-        if not describes and dropped < options.caption_dropout:
-            caption = caption[:0]
+        describes, is_dropped = self._form(epoch, row)
+        caption = self.captions[row][:0] if is_dropped else self.captions[row]
         text = (caption, np.full(len(caption), TEXT))
         picture = (block, block_kinds)
         (first, first_kinds), (second, second_kinds) = (picture, text) if describes else (text, picture)
@@ -177,6 +196,7 @@ class PairSequences(Dataset):
 class PairCollator:
     """Pads items on the right to the longest: `input_ids`, `labels`, `token_kinds`, each int64 (B, L).
 
+    Packed items have `position_ids` too; their padding is a document of its own, which nothing is trained on.
     There is no attention mask: under causal attention no token sees the padding that follows it.
     """
 
@@ -191,6 +211,9 @@ class PairCollator:
         width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         fills = {"input_ids": self.pad_id, "labels": IGNORED_LABEL, "token_kinds": PADDING}
         batch = {name: np.full((len(items), width), fill, dtype=np.int64) for name, fill in fills.items()}
+        if "position_ids" in items[0]:
+            lengths = np.array([len(item["input_ids"]) for item in items])
+            batch["position_ids"] = np.maximum(np.arange(width) - lengths[:, None], 0)
         for row, item in enumerate(items):
             for name, rows in batch.items():
                 rows[row, : len(item[name])] = item[name]

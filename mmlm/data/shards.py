@@ -1,7 +1,7 @@
 """Shards: pictures turned into indices once, with their captions, as a folder that `datasets` reads.
 
 A shard folder is complete or not there: it is written beside and renamed. `header.json` says what made it,
-and a reader that expects something else refuses it.
+and a reader that expects something else refuses it. `files.json` lists the shard files with size and SHA-256.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from torch import Tensor
 
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.sources.base import SourceConfig
 
 HEADER_NAME = "header.json"
+FILES_NAME = "files.json"
 SHARD_FORMAT = 1
-ROWS_PER_FILE = 100_000
+KNOWN_AT_THE_END = ("count", "skipped", "skipped_by_reason")
 VOLATILE_PREPROCESSING = ("processor_class", "image_processor_type", "transformers_version", "_name_or_path")
 
 
@@ -59,6 +59,13 @@ class ShardHeader:
     """Pictures in the shards."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Unreadable pictures: reason by key."""
+    skipped_by_reason: dict[str, int] = field(default_factory=dict)
+    """How many pictures were left out for each reason, numbers in it replaced by #."""
+
+
+def header_provenance(header: ShardHeader) -> dict[str, Any]:
+    """Return what made the shards, without what is known only when all are written."""
+    return {key: value for key, value in asdict(header).items() if key not in KNOWN_AT_THE_END}
 
 
 def expected_header(processor: MultimodalProcessor, source: SourceConfig, split: str) -> ShardHeader:
@@ -91,77 +98,6 @@ def shard_features(header: ShardHeader) -> datasets.Features:
     )
 
 
-class ShardWriter:
-    """Writes one process's rows into an unfinished folder, as `pictures-RRRRR-NNNNN.arrow`."""
-
-    def __init__(self, folder: Path, header: ShardHeader, rank: int) -> None:
-        self.folder, self.rank = folder, rank
-        self.features = shard_features(header)
-        self.files = 0
-        self._rows = 0
-        self._file: Any = None
-        self._stream: Any = None
-
-    def write(self, keys: Sequence[str], captions: Sequence[str], indices: Tensor, grid: Sequence[int]) -> None:
-        """Append B pictures: indices (B, *grid) or (B, *grid, num_codebooks)."""
-        if self._stream is None or self._rows >= ROWS_PER_FILE:
-            self.close()
-            self._file = open(self.folder / f"pictures-{self.rank:05d}-{self.files:05d}.arrow", "wb")
-            self._stream = pa.ipc.new_stream(self._file, self.features.arrow_schema)
-            self.files, self._rows = self.files + 1, 0
-        flat = indices.reshape(len(keys), -1).numpy()
-        columns = {
-            "key": list(keys),
-            "caption": list(captions),
-            "indices": list(flat),
-            "grid": [list(grid)] * len(keys),
-        }
-        self._stream.write_batch(pa.RecordBatch.from_pydict(columns, schema=self.features.arrow_schema))
-        self._rows += len(keys)
-
-    def close(self) -> None:
-        """Finish the file, on the disk."""
-        if self._stream is not None:
-            self._stream.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._stream = None
-
-
-def finish_shards(unfinished: Path, folder: Path, header: ShardHeader) -> None:
-    """Write the files that `datasets` and `load_shards` want and give the folder its name.
-
-    Raises:
-        ShardError: `folder` came into being meanwhile.
-    """
-    files = sorted(file.name for file in unfinished.glob("pictures-*.arrow"))
-    features = shard_features(header)
-    if not files:
-        files = ["pictures-00000-00000.arrow"]
-        with open(unfinished / files[0], "wb") as file, pa.ipc.new_stream(file, features.arrow_schema):
-            pass  # a file without rows, from which the columns are known
-    datasets.DatasetInfo(features=features).write_to_directory(str(unfinished))
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": name} for name in files],
-        "_fingerprint": header.codec_hash[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    (unfinished / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-    with open(unfinished / HEADER_NAME, "wb") as header_file:
-        header_file.write(json.dumps(asdict(header), indent=2, ensure_ascii=False).encode())
-        header_file.flush()
-        os.fsync(header_file.fileno())
-    try:
-        os.rename(unfinished, folder)
-    except OSError as error:
-        raise ShardError(f"{folder} cannot be made from {unfinished}: {error}") from error
-
-
 def read_header(folder: str | os.PathLike[str]) -> ShardHeader:
     """Return what `header.json` of a shard folder says.
 
@@ -184,11 +120,11 @@ def read_header(folder: str | os.PathLike[str]) -> ShardHeader:
 
 def check_header(found: ShardHeader, expected: ShardHeader, folder: str | os.PathLike[str]) -> None:
     """Raise `ShardMismatchError` naming every field in which shards are not what a run expects."""
-    ours, theirs = asdict(expected), asdict(found)
+    ours, theirs = header_provenance(expected), header_provenance(found)
     different = [
         f"{key} is {_short(theirs[key], ours[key])}, expected {_short(ours[key], theirs[key])}"
         for key in ours
-        if key not in ("count", "skipped") and ours[key] != theirs[key]
+        if ours[key] != theirs[key]
     ]
     if different:
         raise ShardMismatchError(
@@ -207,6 +143,9 @@ def _short(value: Any, other: Any) -> Any:
 def load_shards(folder: str | os.PathLike[str], expected: ShardHeader | None = None) -> datasets.Dataset:
     """Return the rows of a shard folder, memory-mapped.
 
+    Sizes of the files are compared with `files.json`; their content, which takes a reading of all, is checked by
+    `python -m mmlm.data.tokenize`.
+
     Args:
         folder: made by `tokenize_pictures`.
         expected: what must have made it; see `expected_header`.
@@ -218,6 +157,7 @@ def load_shards(folder: str | os.PathLike[str], expected: ShardHeader | None = N
     header = read_header(folder)
     if expected is not None:
         check_header(header, expected, folder)
+    check_sizes(Path(folder))
     try:
         rows = datasets.load_from_disk(str(folder))
     except (OSError, pa.ArrowException) as error:
@@ -225,6 +165,23 @@ def load_shards(folder: str | os.PathLike[str], expected: ShardHeader | None = N
     if len(rows) != header.count:
         raise ShardError(f"{folder} is damaged: {len(rows)} pictures, {HEADER_NAME} says {header.count}")
     return rows
+
+
+def check_sizes(folder: Path) -> None:
+    """Raise `ShardError` if a file that `files.json` lists is missing or has another size."""
+    if not (folder / FILES_NAME).is_file():  # folders made before there was such a list
+        return
+    repair = "run mmlm.data.tokenize with the recipe to make it again"
+    try:
+        listed = json.loads((folder / FILES_NAME).read_text(encoding="utf-8"))
+        for entry in listed:
+            file = folder / entry["file"]
+            size = file.stat().st_size if file.is_file() else None
+            if size != entry["size"]:
+                found = "is missing" if size is None else f"has {size} bytes instead of {entry['size']}"
+                raise ShardError(f"{folder} is damaged: {entry['file']} {found}; {repair}")
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ShardError(f"{folder / FILES_NAME} is damaged: {error}; {repair}") from error
 
 
 class RaggedColumn:

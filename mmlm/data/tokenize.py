@@ -1,12 +1,15 @@
 """Tokenize the pictures of a source once: `accelerate launch -m mmlm.data.tokenize --config RECIPE`.
 
-Each process takes its slice of the source. `mmlm.train` does the same by itself where shards are missing.
+The work is divided into units that do not depend on the number of processes (`ShardPlan`); each becomes a shard file
+that is there as a whole or not at all. A run that was killed goes on, with any number of processes, when the same
+command is given again. `mmlm.train` does the same by itself where shards are missing.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,66 +17,61 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
-from datasets.distributed import split_dataset_by_node
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from mmlm.data.shards import ShardHeader, ShardWriter, expected_header, finish_shards, load_shards
+from mmlm.data.picture_batches import RowDecoding, iter_batches
+from mmlm.data.shard_files import ShardWriter, read_manifest, shard_name
+from mmlm.data.shard_plan import ShardPlan, finish_shards, open_unfinished, plan_shards, read_plan
+from mmlm.data.shard_verification import reopen_if_damaged, unfinished_folder, wait_for, whole_units
+from mmlm.data.shards import (
+    ShardError,
+    ShardHeader,
+    expected_header,
+    load_shards,
+    read_header,
+)
 from mmlm.lm_recipe import LMRecipe
 from mmlm.merge_record import MissingCodecError
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.decoding import UnreadableImageError
 from visual_tokenizer.data.sources.base import Source, SourceConfig
 
+logger = logging.getLogger(__name__)
+
 PROGRAM = "accelerate launch -m mmlm.data.tokenize"
-ABOUT = """Tokenize the pictures of a recipe's data section to shards; every process takes a slice.
+ABOUT = """Tokenize the pictures of a recipe's data section to shards; the processes share the work.
+
+A run that was killed goes on when the command is given again, also with another number of processes. On finished
+shards the command verifies their checksums and makes damaged ones again.
 
 Examples:
   accelerate launch -m mmlm.data.tokenize --config recipes/lm/openmoji_llama.yaml
   accelerate launch --num_processes 8 -m mmlm.data.tokenize --config recipes/lm/openmoji_llama.yaml \\
       --data.tokenize_batch_size 256 --data.loader_workers 8"""
+SECONDS_BETWEEN_LINES = 15
+"""In a log file; a terminal's bar is drawn at once."""
+VISIBLE_SECONDS = 60
+"""How long a shared disk may take until a process sees what another has written."""
 
 
-class PictureBatches:
-    """Collates encoded rows: decodes, preprocesses and sets unreadable pictures aside, in the loader's
-    workers."""
-
-    def __init__(self, source: Source, processor: MultimodalProcessor) -> None:
-        self.source = source
-        self.image_processor = processor.image_processor
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return `pixels` (B, 3, H, W) or None, `keys`, `captions` and `unreadable` (key, reason)."""
-        images, keys, captions, unreadable = [], [], [], []
-        for row in rows:
-            try:
-                sample = self.source.decode(row)
-            except UnreadableImageError as error:
-                unreadable.append((error.key, error.reason))
-                continue
-            images.append(sample["image"])
-            keys.append(str(sample["key"]))
-            captions.append(sample["caption"])
-        pixels = self.image_processor(images, return_tensors="pt")["pixel_values"] if images else None
-        return {"pixels": pixels, "keys": keys, "captions": captions, "unreadable": unreadable}
-
-
-def slice_of_rank(rows: Any, rank: int, processes: int) -> Any:
-    """Return a process's part of a source; parts of map-style sets are contiguous, so that order stays."""
-    if isinstance(rows, datasets.IterableDataset):
-        return split_dataset_by_node(rows, rank, processes)
-    first, last = (len(rows) * share // processes for share in (rank, rank + 1))
-    return rows.select(range(first, last))
-
-
-def iter_indices(
-    processor: MultimodalProcessor, source: Source, rows: Any, *, batch_size: int, loader_workers: int
-) -> Iterator[tuple[list[str], list[str], Tensor]]:
-    """Yield keys, captions and indices (B, *grid[, num_codebooks]) int64 on the CPU.
+def tokenize_units(
+    processor: MultimodalProcessor,
+    source: Source,
+    rows: Any,
+    plan: ShardPlan,
+    units: Sequence[int],
+    header: ShardHeader,
+    folder: Path,
+    *,
+    batch_size: int,
+    loader_workers: int,
+) -> Iterator[int]:
+    """Write the shard files of some units; yield, after each batch, how many pictures it had.
 
     Raises:
+        MissingCodecError: the processor has no visual tokenizer.
         TooManyUnreadableError: too large a share of the pictures is unreadable.
     """
     codec = processor.codec
@@ -81,17 +79,23 @@ def iter_indices(
         raise MissingCodecError(
             "pictures can only be tokenized by a processor that was loaded with its visual tokenizer"
         )
-    loader = DataLoader(
-        rows, batch_size=batch_size, collate_fn=PictureBatches(source, processor), num_workers=loader_workers
-    )
-    for batch in loader:
-        for _ in batch["keys"]:
+    decoding = RowDecoding(source, processor.image_processor)
+    writer: ShardWriter | None = None
+    for batch in iter_batches(rows, plan, units, decoding, batch_size, loader_workers):
+        writer = ShardWriter(folder, header, batch.unit) if writer is None else writer
+        for _ in batch.keys:
             source.report.readable()
-        for key, reason in batch["unreadable"]:
+        for key, reason in batch.unreadable.items():
             source.report.skip(UnreadableImageError(key, reason))
-        if batch["pixels"] is not None:
-            indices = codec.encode(batch["pixels"].to(codec.device, codec.dtype))
-            yield batch["keys"], batch["captions"], indices.cpu()
+        writer.skip(batch.unreadable)
+        if batch.pixels is not None:
+            indices: Tensor = codec.encode(batch.pixels.to(codec.device, codec.dtype)).cpu()
+            grid = indices.shape[1:-1] if header.num_codebooks > 1 else indices.shape[1:]
+            writer.write(batch.keys, batch.captions, indices, grid)
+        if batch.is_last:
+            writer.close()
+            writer = None
+        yield len(batch.keys) + len(batch.unreadable)
 
 
 def tokenize_pictures(
@@ -102,8 +106,11 @@ def tokenize_pictures(
     *,
     batch_size: int = 64,
     loader_workers: int = 0,
+    rows_per_shard: int | None = None,
 ) -> ShardHeader:
-    """Write the shards of a split; every process calls this, with its codec on its own device.
+    """Write the shards of a split, or those that an interrupted run left to do.
+
+    Every process calls this, with its codec on its own device; all must see the same disk.
 
     Args:
         processor: with its visual tokenizer.
@@ -111,62 +118,98 @@ def tokenize_pictures(
         split: "train", "heldout" or "all".
         folder: must not exist; it appears when everything is written.
         batch_size: pictures at a time.
-        loader_workers: processes that decode.
+        loader_workers: processes that decode; threads for a stream.
+        rows_per_shard: pictures of a shard file, 1 or more; None: by the size of the set. A file of a stream is always
+            one shard. An interrupted run keeps what it began with.
 
     Raises:
         DataSourceError: no pictures.
-        ShardError: `folder` exists.
+        ShardError: `folder` exists, or the processes do not share a disk.
+        ValueError: `rows_per_shard` below 1.
     """
+    if rows_per_shard is not None and rows_per_shard < 1:
+        raise ValueError(f"rows_per_shard must be 1 or more, got {rows_per_shard}")
     state = PartialState()
     folder = Path(folder)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    if state.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    state.wait_for_everyone()
+    if folder.exists():
+        raise ShardError(f"{folder} cannot be made: it is there")
+    unfinished = unfinished_folder(folder)
     header = expected_header(processor, source_config, split)
     source: Source = SourceConfig.family.build(source_config)
     with state.main_process_first():  # the first reading may rasterise or download
         rows = source.load_encoded(split)
-    total = None if isinstance(rows, datasets.IterableDataset) else len(rows)
-    part = slice_of_rank(rows, state.process_index, state.num_processes)
-    writer = ShardWriter(unfinished, header, state.process_index)
-    written = 0
+    shared: list[Any] = [None]
+    if state.is_main_process:
+        shared = [open_unfinished(unfinished, plan_shards(rows, header, batch_size, rows_per_shard))]
+    plan: ShardPlan = broadcast_object_list(shared)[0]
+    if not wait_for(lambda: read_plan(unfinished) == plan, VISIBLE_SECONDS):
+        raise ShardError(f"{unfinished} is not what the first process wrote: all processes must share its disk")
+    done = set(whole_units(unfinished, plan))
+    missing = [unit for unit in range(plan.units) if unit not in done]
+    manifests = [manifest for unit in done if (manifest := read_manifest(unfinished, unit)) is not None]
+    before = sum(manifest.count + len(manifest.skipped) for manifest in manifests)
+    if state.is_main_process:
+        for unit in missing:  # what is damaged must not look finished
+            (unfinished / f"{shard_name(unit)}.json").unlink(missing_ok=True)
+        if done:
+            logger.warning("%s: going on, %d of %d shards are done", folder, len(done), plan.units)
+    state.wait_for_everyone()
     bar = tqdm(
-        total=total,
+        total=plan.rows,
+        initial=before,
         desc=f"tokenizing {split}",
-        unit="images",
-        disable=None if state.is_main_process else True,
+        unit=" pictures",
+        disable=not state.is_main_process,
+        mininterval=0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES,
     )
     with bar:
-        for keys, captions, indices in iter_indices(
-            processor, source, part, batch_size=batch_size, loader_workers=loader_workers
+        for pictures in tokenize_units(
+            processor,
+            source,
+            rows,
+            plan,
+            missing[state.process_index :: state.num_processes],
+            header,
+            unfinished,
+            batch_size=batch_size,
+            loader_workers=loader_workers,
         ):
-            books = header.num_codebooks > 1
-            writer.write(keys, captions, indices, indices.shape[1:-1] if books else indices.shape[1:])
-            written += len(keys)
-            bar.update(len(keys) * state.num_processes if total is not None else len(keys))
-    writer.close()
-    parts = gather_object([(written, source.report.reasons)])
-    header.count = sum(count for count, _ in parts)
-    header.skipped = {key: reason for _, reasons in parts for key, reason in reasons.items()}
-    if state.is_main_process:
-        finish_shards(unfinished, folder, header)
+            # The other processes are as fast, on average; the last of them end when all shards are there.
+            everywhere = pictures * state.num_processes
+            bar.update(everywhere if plan.rows is None else max(0, min(everywhere, plan.rows - bar.n)))
+        if state.is_main_process:
+            wanted = {f"{shard_name(unit)}.json" for unit in missing}
+            wait_for(lambda: wanted.issubset(os.listdir(unfinished)))
+            finish_shards(unfinished, folder, header, plan.units)
+        wait_for(folder.is_dir)
     state.wait_for_everyone()
+    header = read_header(folder)
+    if header.skipped and state.is_main_process:
+        logger.warning("%s: %d pictures left out: %s", folder, len(header.skipped), header.skipped_by_reason)
     return header
 
 
-def shards_of(processor: MultimodalProcessor, recipe: LMRecipe, split: str) -> datasets.Dataset:
+def shards_of(
+    processor: MultimodalProcessor, recipe: LMRecipe, split: str, *, verify: bool = False
+) -> datasets.Dataset:
     """Return the shards of a split that the recipe wants, tokenized now if they are not there.
+
+    Args:
+        processor: with its visual tokenizer.
+        recipe: its data section is read.
+        split: "train", "heldout" or "all".
+        verify: read all shards, compare their checksums, and make damaged ones again.
 
     Raises:
         ShardMismatchError: the folder holds other shards.
     """
     data = recipe.data
     folder = Path(data.shards_dir) / split
-    missing = not folder.exists()
-    PartialState().wait_for_everyone()  # nobody may see the folder that the others are still about to write
-    if missing:
+    # One process looks: the others may see the folder that it is still about to write.
+    is_there = broadcast_object_list([folder.exists()])[0]
+    if is_there and verify:
+        is_there = not reopen_if_damaged(folder, expected_header(processor, data.source, split))
+    if not is_there:
         codec = processor.codec
         if codec is not None:
             codec.to(PartialState().device)
@@ -187,17 +230,22 @@ def splits_of(recipe: LMRecipe) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read a recipe and tokenize the splits it names."""
+    """Read a recipe and tokenize the splits it names, or verify what is there."""
     from mmlm.user_errors import exit_on_user_error
     from visual_tokenizer.recipe import parse_arguments
 
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     with exit_on_user_error("mmlm.data.tokenize"):
         recipe = parse_arguments(LMRecipe, arguments, program=PROGRAM, about=ABOUT)
         processor = MultimodalProcessor.from_pretrained(recipe.model)
-        state = PartialState(**({} if torch.accelerator.is_available() else {"cpu": True, "backend": "gloo"}))
+        is_launched = int(os.environ.get("LOCAL_RANK", -1)) >= 0  # only a launcher sets it
+        on_cpu = not torch.accelerator.is_available()
+        state = PartialState(**({"cpu": True, "backend": "gloo"} if on_cpu and is_launched else {"cpu": on_cpu}))
         for split in splits_of(recipe):
-            rows = shards_of(processor, recipe, split)
+            rows = shards_of(processor, recipe, split, verify=True)
             state.print(f"{recipe.data.shards_dir}/{split}: {len(rows)} pictures")
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mmlm.generation.constraints import TextConstraint
-from mmlm.generation.loop import continue_sequences, evaluation_mode
+from mmlm.generation.loop import evaluation_mode
 from mmlm.generation.sampling import GenerationError, RowSampler, check_sampling, row_uniforms
+from mmlm.generation.writing import text_ids_of, write_text
 from mmlm.processing import MultimodalProcessor
 
 
@@ -55,24 +55,15 @@ def describe_images(
     check_sampling(temperature, top_k, top_p)
     processor.check_model(model)
     layout = processor.layout
-    head_rows = model.get_output_embeddings().weight.shape[0]
-    dead = processor.merge.dead_ranges if processor.merge is not None else []
-    constraint = TextConstraint(layout, head_rows, dead)
+    allowed = text_ids_of(model, processor)
     captions = []
     with evaluation_mode(model), tqdm(total=len(images), desc="describing", disable=not show_progress) as bar:
         for start in range(0, len(images), batch_size):
             indices = processor.encode_images(list(images[start : start + batch_size]))
             prompts = [processor.prompt_for_caption(one) for one in indices]
             streams = [row_uniforms(seed, _fingerprint(one), 0, max_new_tokens) for one in indices]
-            sampler = RowSampler(torch.stack(streams).to(model.device), len(prompts[0]), temperature, top_k, top_p)
-            tokens = continue_sequences(
-                model,
-                prompts,
-                [constraint, sampler],
-                max_new_tokens,
-                pad_id=layout.eos_id,
-                eos_id=layout.eos_id,
-            )
+            sampler = RowSampler(torch.stack(streams).to(model.device), 0, temperature, top_k, top_p)
+            tokens = write_text(model, prompts, allowed, sampler, max_new_tokens, layout.eos_id)
             sampler.check_sound()
             captions += [_text(processor, row) for row in tokens.tolist()]
             bar.update(len(prompts))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-from mmlm.generation.constraints import LayoutConstraint
-from mmlm.generation.guidance import ClassifierFreeGuidance
-from mmlm.generation.loop import continue_sequences, evaluation_mode
+from mmlm.generation.drawing import draw_pictures
+from mmlm.generation.guidance import choose_guidance
+from mmlm.generation.loop import evaluation_mode
+from mmlm.generation.previews import OnRows, preview_images, steps_of_rows
+from mmlm.generation.prompts import read_prompts
 from mmlm.generation.sampling import GenerationError, RowSampler, check_sampling, row_uniforms
 from mmlm.processing import MultimodalProcessor
 
@@ -23,16 +24,22 @@ from mmlm.processing import MultimodalProcessor
 def generate_images(
     model: PreTrainedModel,
     processor: MultimodalProcessor,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     guidance_scale: float | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
     batch_size: int = 16,
     grid: Sequence[int] | None = None,
     show_progress: bool = False,
+    *,
+    image_guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    on_rows: OnRows | None = None,
+    rows_per_preview: int = 1,
+    compile: bool = False,
 ) -> list[Image.Image]:
     """Draw pictures; whatever is sampled is a picture, because only the layout's tokens are allowed at each place.
 
@@ -42,17 +49,24 @@ def generate_images(
     Args:
         model: merged causal LM; the mode (training or not) of each of its parts is restored afterwards.
         processor: the one of the same folder, with its visual tokenizer.
-        prompts: captions; an empty one draws without a condition.
+        prompts: captions, or lists of texts and pictures in any order, such as `[picture, "make it red"]`; an empty
+            one draws without a condition.
         guidance_scale: classifier-free guidance, 0 or more; 1 is off, and half the work. This and the next three are
             by default as saved with the model (`processor.sampling`), else 3.0, 1.0, 0 and 1.0.
         temperature: 0 or more; 0 takes the most likely token.
         top_k: sample from that many of the most likely tokens; 0 is off.
         top_p: sample from the most likely tokens that together have this probability; in (0, 1], 1 is off.
-        seed: any whole number.
+        seed: any whole number, or one for each prompt.
         num_images_per_prompt: pictures of each prompt, 1 or more.
-        batch_size: pictures at a time, 1 or more; guidance doubles the rows.
+        batch_size: pictures at a time, 1 or more; guidance doubles or trebles the rows.
         grid: token grid of the pictures, (H, W) or (N,); by default that of the image processor's size.
         show_progress: draw a bar on stderr.
+        image_guidance_scale: turns on Chameleon's guidance with three contexts, in which `guidance_scale` is the
+            text's; see `mmlm.generation.guidance`.
+        negative_prompt: what guidance leads away from; by default no prompt.
+        on_rows: called with a picture so far, how many of its rows are done and its number in the result.
+        rows_per_preview: rows between two such calls; tokens, where the visual tokenizer has no rows.
+        compile: run steps through `torch.compile`; pays where many pictures are drawn on a GPU.
 
     Returns:
         RGB pictures, all of the first prompt first.
@@ -76,6 +90,11 @@ def generate_images(
             batch_size=batch_size,
             grid=processor.grid if grid is None else grid,
             show_progress=show_progress,
+            image_guidance_scale=image_guidance_scale,
+            negative_prompt=negative_prompt,
+            on_rows=on_rows,
+            rows_per_preview=rows_per_preview,
+            compile=compile,
         )
         return processor.decode_indices(indices)
 
@@ -83,66 +102,79 @@ def generate_images(
 def generate_indices(
     model: PreTrainedModel,
     processor: MultimodalProcessor,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     *,
     guidance_scale: float | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
     batch_size: int = 16,
     grid: Sequence[int],
     show_progress: bool = False,
+    image_guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    on_rows: OnRows | None = None,
+    rows_per_preview: int = 1,
+    compile: bool = False,
 ) -> Tensor:
     """Return the visual indices of pictures, (B, *grid) or (B, *grid, num_codebooks) int64; see `generate_images`."""
     saved: dict[str, Any] = processor.sampling
-    guidance_scale = saved["guidance_scale"] if guidance_scale is None else guidance_scale
     temperature = saved["temperature"] if temperature is None else temperature
     top_k = saved["top_k"] if top_k is None else top_k
     top_p = saved["top_p"] if top_p is None else top_p
-    _check_settings(prompts, guidance_scale, num_images_per_prompt, batch_size)
+    for field, value in (
+        ("num_images_per_prompt", num_images_per_prompt),
+        ("batch_size", batch_size),
+        ("rows_per_preview", rows_per_preview),
+    ):
+        if value < 1:
+            raise GenerationError(f"{field} must be 1 or more, got {value}")
     check_sampling(temperature, top_k, top_p)
+    negative = read_prompts(processor, [negative_prompt])[0] if negative_prompt is not None else None
+    guidance = choose_guidance(
+        saved["guidance_scale"] if guidance_scale is None else guidance_scale, image_guidance_scale, negative
+    )
     processor.check_model(model)
     layout = processor.layout
-    is_visual = layout.body(grid) < 0
-    # The block's last tokens are fixed, so nothing is asked of the model for them.
-    steps = int(is_visual.nonzero()[-1]) + 1
-    is_visual = is_visual[:steps].to(model.device)
-
-    texts = [text for text in prompts for _ in range(num_images_per_prompt)]
-    seen: Counter[str] = Counter()
+    steps = int((layout.body(grid) < 0).nonzero()[-1]) + 1
+    texts = [prompt for prompt in read_prompts(processor, prompts) for _ in range(num_images_per_prompt)]
     streams = []
-    for text in texts:
-        streams.append(row_uniforms(seed, text, seen[text], steps))
-        seen[text] += 1
+    seen: Counter[tuple[int, str]] = Counter()
+    for prompt, own in zip(texts, _seeds(seed, len(prompts), num_images_per_prompt), strict=True):
+        streams.append(row_uniforms(own, prompt.name, seen[own, prompt.name], steps))
+        seen[own, prompt.name] += 1
     found = []
     with evaluation_mode(model), tqdm(total=len(texts), desc="drawing", disable=not show_progress) as bar:
         for start in range(0, len(texts), batch_size):
             part = texts[start : start + batch_size]
-            rows = [layout.prompt_for_image(text, grid) for text in part]
-            if guidance_scale != 1:
-                rows += [layout.prompt_for_image(None, grid)] * len(part)
-            length = max(map(len, rows))
             uniforms = torch.stack(streams[start : start + batch_size]).to(model.device)
-            sampler = RowSampler(uniforms, length, temperature, top_k, top_p)
-            chain: list[LogitsProcessor] = [] if guidance_scale == 1 else [ClassifierFreeGuidance(guidance_scale)]
-            chain += [LayoutConstraint(layout, grid, length), sampler]
-            tokens = continue_sequences(model, rows, chain, steps, pad_id=layout.eos_id)
+            sampler = RowSampler(uniforms, 0, temperature, top_k, top_p)
+            show = None if on_rows is None else _previews(processor, grid, rows_per_preview, start, on_rows)
+            found.append(draw_pictures(model, layout, grid, part, guidance, sampler, show, compile))
             sampler.check_sound()
-            found.append(tokens[: len(part), is_visual])
             bar.update(len(part))
-    books = processor.vocabulary.num_codebooks
-    ids = torch.cat(found).view(len(texts), *grid, *([books] if books > 1 else []))
-    return processor.vocabulary.ids_to_indices(ids)
+    return layout.indices_of(torch.cat(found), grid)
 
 
-def _check_settings(prompts: Sequence[str], scale: float, num_images_per_prompt: int, batch_size: int) -> None:
-    if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts) or not prompts:
-        raise GenerationError(f"prompts must be a list of one or more texts, got {prompts!r}")
-    if not 0 <= scale < math.inf:
-        raise GenerationError(f"guidance_scale must be 0 or more, got {scale}")
-    if num_images_per_prompt < 1:
-        raise GenerationError(f"num_images_per_prompt must be 1 or more, got {num_images_per_prompt}")
-    if batch_size < 1:
-        raise GenerationError(f"batch_size must be 1 or more, got {batch_size}")
+def _previews(
+    processor: MultimodalProcessor, grid: Sequence[int], every: int, first: int, on_rows: OnRows
+) -> Callable[[int, Tensor], None]:
+    """Return what to call after each token: it shows a batch's pictures, of which the first has the number `first`."""
+    ends = steps_of_rows(processor.layout, grid)
+    shown = {end: row + 1 for row, end in enumerate(ends) if (row + 1) % every == 0 or row + 1 == len(ends)}
+
+    def show(step: int, visual_ids: Tensor) -> None:
+        if step in shown:
+            for number, image in enumerate(preview_images(processor, visual_ids, grid, shown[step]), first):
+                on_rows(image, shown[step], number)
+
+    return show
+
+
+def _seeds(seed: int | Sequence[int], prompts: int, repeats: int) -> list[int]:
+    own = [seed] * prompts if isinstance(seed, int) else list(seed)
+    if len(own) != prompts:
+        raise GenerationError(f"seed must be one number, or one for each of the {prompts} prompts, got {len(own)}")
+    return [one for one in own for _ in range(repeats)]

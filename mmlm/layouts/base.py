@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mmlm.codebook_patterns.base import PatternConfig
 from mmlm.text_tokenizer import encode_text, token_id_of
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer.registry import PartConfig
@@ -46,7 +47,11 @@ class Block(NamedTuple):
     end: int
     """Position after the block's last token."""
     grid: Grid
-    """Token rows and columns (H, W), or (N,) for tokenizers without rows."""
+    """Token rows and columns (H, W), (N,) for tokenizers without rows, (T, H, W) of a clip."""
+
+
+def _flattened() -> PatternConfig:
+    return PatternConfig.family.config({"type": "flattened"})
 
 
 @dataclass(kw_only=True)
@@ -54,14 +59,22 @@ class LayoutConfig(PartConfig, package="mmlm.layouts"):
     """Fields that every layout has."""
 
     grid_rank: int = 2
-    """Dimensions of the visual tokenizer's token grid: 2 for rows and columns, 1 for a plain sequence."""
+    """Dimensions of the visual tokenizer's token grid: 1 for a plain sequence, 2 for rows and columns, 3 for clips
+    beside pictures."""
+    pattern: PatternConfig = field(default_factory=_flattened)
+    """In which order the codebooks of positions follow each other, where a position has several."""
+
+    ranks: ClassVar[Mapping[int, str]] = {1: "sequence", 2: "rows and columns"}
+    """The `grid_rank`s for which the layout has a block."""
 
     def __post_init__(self) -> None:
-        if self.grid_rank not in (1, 2):
-            raise ValueError(
-                f"grid_rank must be 1 (sequence) or 2 (rows and columns), got {self.grid_rank}: "
-                "video grids have no block in this layout"
-            )
+        if self.grid_rank not in self.ranks:
+            known = " or ".join(f"{rank} ({name})" for rank, name in self.ranks.items())
+            video = ": video grids have no block in this layout" if self.grid_rank == 3 else ""
+            raise ValueError(f"grid_rank must be {known}, got {self.grid_rank}{video}")
+        names = self.structural_tokens()
+        if len(set(names)) != len(names) or not all(names):
+            raise ValueError(f"the structural tokens must be {len(names)} different names, got {names}")
 
     def for_grid(self, grid: Grid) -> LayoutConfig:
         """Return this config with what depends on the visual tokenizer's usual token `grid` filled in."""
@@ -69,15 +82,51 @@ class LayoutConfig(PartConfig, package="mmlm.layouts"):
 
     def structural_tokens(self) -> list[str]:
         """Return the names of the layout's own tokens, in the order in which they get new ids."""
-        return [value for key, value in vars(self).items() if key.endswith("_token")]
+        own = [value for key, value in vars(self).items() if key.endswith("_token")]
+        return own + self.pattern.structural_tokens()
+
+    def takes(self, grid: Grid) -> bool:
+        """Return whether a picture or clip of this token grid has a block: as to its dimensions, not their sizes."""
+        return len(grid) == self.grid_rank or (self.grid_rank == 3 and len(grid) == 2)
+
+
+@dataclass(kw_only=True)
+class FixedGridConfig(LayoutConfig):
+    """Of layouts that write no size, so that every picture has the same."""
+
+    height: int = 0
+    """Token rows of every picture; 0: those of the visual tokenizer at its image_size."""
+    width: int = 0
+    """Token columns of every picture; 0: those of the visual tokenizer at its image_size."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.height < 0 or self.width < 0 or (self.height == 0) != (self.width == 0):
+            raise ValueError(
+                f"height and width must both be 0 or both be 1 or more, got {self.height} and {self.width}"
+            )
+
+    def for_grid(self, grid: Grid) -> FixedGridConfig:
+        height, width = grid if len(grid) == 2 else (1, math.prod(grid))
+        if self.height:
+            height, width = self.height, self.width
+        return dataclasses.replace(self, grid_rank=len(grid), height=height, width=width)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise `GridError` unless a picture has this size."""
+        if (height, width) != (self.height, self.width):
+            raise GridError(
+                f"this layout writes no size: every picture has {self.height} x {self.width} "
+                f"tokens, got {height} x {width}"
+            )
 
 
 class Layout:
     """How pictures and text make a sequence.
 
     A *template* is the block of one picture as int64 slots: a slot of 0 or more is exactly that token id, a
-    slot `-1 - c` is any visual token of codebook c. Pictures are in raster order, codebooks of a position
-    side by side.
+    slot `-1 - c` is any visual token of codebook c. The i-th slot of a codebook is that of position i in raster order,
+    frame by frame; the config's pattern says how several codebooks take turns.
 
     Args:
         config: the layout's fields.
@@ -104,13 +153,20 @@ class Layout:
             raise ValueError(f"the text tokenizer lacks the layout's token(s) {', '.join(missing)}")
         self.structural_ids: dict[str, int] = {n: i for n, i in found.items() if i is not None}
         self._templates: dict[Grid, Tensor] = {}
+        self._orders: dict[Grid, Tensor] = {}
+        self._pattern = PatternConfig.family.build(config.pattern)
+        self._empty_slots = [self.structural_ids[name] for name in config.pattern.structural_tokens()]
 
     def build_template(self, height: int, width: int) -> list[int]:
         """Return the slots of a picture of `height` · `width` positions."""
         raise NotImplementedError
 
+    def build_clip_template(self, frames: int, height: int, width: int) -> list[int]:
+        """Return the slots of a clip; only layouts whose `ranks` hold 3 have one."""
+        raise NotImplementedError
+
     def read_grid(self, token_ids: Tensor, start: int) -> Grid:
-        """Return the grid (height, width) that the block beginning at `start` claims.
+        """Return the grid (height, width), or (frames, height, width), that the block beginning at `start` claims.
 
         Raises:
             MalformedSequenceError: the block's opening tokens are not the layout's.
@@ -122,26 +178,64 @@ class Layout:
         """Id of the token that opens a block."""
         raise NotImplementedError
 
+    @property
+    def start_slot(self) -> int:
+        """First slot of every block: `start_id`, or a visual slot where blocks have no opening token."""
+        return self.start_id
+
     def picture_row(self, width: int) -> list[int]:
-        """Return the visual slots of `width` positions."""
-        return [-1 - codebook for codebook in range(self.vocabulary.num_codebooks)] * width
+        """Return the slots of `width` consecutive positions, in the pattern's order."""
+        books = self._pattern.arrange(width, self.vocabulary.num_codebooks)
+        return [self._empty_slots[0] if book is None else -1 - book for book in books]
 
     def template(self, grid: Sequence[int]) -> Tensor:
-        """Return the slots (L,) int64 of a picture of token `grid` (H, W) or (N,); do not write to it.
+        """Return the slots (L,) int64 of a picture of token `grid` (H, W), (N,) or (T, H, W); do not write to it.
 
         Raises:
             GridError: wrong number of dimensions or a size below 1.
         """
         grid = tuple(int(size) for size in grid)
         if grid not in self._templates:
-            if len(grid) != self.config.grid_rank or min(grid, default=0) < 1:
+            if not self.config.takes(grid) or min(grid, default=0) < 1:
                 raise GridError(
                     f"grid must have {self.config.grid_rank} dimension(s) of 1 or more, got {grid}"
                     + (": video grids have no block in this layout" if len(grid) == 3 else "")
                 )
-            height, width = grid if len(grid) == 2 else (1, grid[0])
-            self._templates[grid] = torch.tensor(self.build_template(height, width), dtype=torch.int64)
+            if len(grid) == 3:
+                slots = self.build_clip_template(*grid)
+            else:
+                slots = self.build_template(*(grid if len(grid) == 2 else (1, grid[0])))
+            self._templates[grid] = torch.tensor(slots, dtype=torch.int64)
         return self._templates[grid]
+
+    def slot_order(self, grid: Sequence[int]) -> Tensor:
+        """Return for each visual slot, in the sequence's order, its flat place in indices (*grid, num_codebooks).
+
+        (V,) int64, a permutation of 0 … V - 1; the identity unless a pattern other than `flattened` is used.
+        """
+        grid = tuple(int(size) for size in grid)
+        if grid not in self._orders:
+            slots = self.template(grid)
+            books = -1 - slots[slots < 0]
+            order = torch.empty_like(books)
+            for book in range(self.vocabulary.num_codebooks):
+                mask = books == book
+                order[mask] = torch.arange(int(mask.sum())) * self.vocabulary.num_codebooks + book
+            self._orders[grid] = order
+        return self._orders[grid]
+
+    def row_ends(self, grid: Sequence[int]) -> list[int]:
+        """Return for each raster row how many of the block's tokens must be there until all of its codes are.
+
+        Rows of a clip count on from frame to frame; a picture without rows is one row. A row that is complete can be
+        shown while the rest is still being drawn.
+        """
+        places = (self.template(grid) < 0).nonzero().flatten()
+        by_code = torch.empty_like(places)
+        by_code[self.slot_order(grid)] = places
+        rows = math.prod(grid[:-1]) if len(grid) > 1 else 1
+        ends: list[int] = (by_code.view(rows, -1).amax(1) + 1).tolist()
+        return ends
 
     def header(self, grid: Sequence[int]) -> Tensor:
         """Return the fixed ids (h,) before the block's first visual slot: a prompt ends with them."""
@@ -162,17 +256,36 @@ class Layout:
             GridError: the shape is no grid of this layout.
             IndexOutOfRangeError: an index outside the codebook.
         """
-        grid = indices.shape[:-1] if self.vocabulary.num_codebooks > 1 else indices.shape
+        return self.blocks(indices[None])[0]
+
+    def blocks(self, indices: Tensor) -> Tensor:
+        """Return the blocks (B, L) int64 of pictures of one grid: indices (B, *grid) or (B, *grid, num_codebooks).
+
+        Raises: as `block`.
+        """
+        grid = indices.shape[1:-1] if self.vocabulary.num_codebooks > 1 else indices.shape[1:]
         template = self.template(grid).to(indices.device)
-        ids = self.vocabulary.indices_to_ids(indices)
-        return template.masked_scatter(template < 0, ids.flatten())
+        ids = self.vocabulary.indices_to_ids(indices).flatten(1)
+        filled = template.repeat(len(ids), 1)
+        filled[:, template < 0] = ids[:, self.slot_order(grid).to(ids.device)]
+        return filled
+
+    def indices_of(self, visual_ids: Tensor, grid: Sequence[int]) -> Tensor:
+        """Return the indices (B, *grid) or (B, *grid, num_codebooks) of the visual ids (B, V) of blocks, in the order
+        of their slots.
+
+        Raises:
+            IndexOutOfRangeError: an id that is no visual token, or of another codebook than its slot.
+        """
+        books = self.vocabulary.num_codebooks
+        ids = torch.empty_like(visual_ids)
+        ids[:, self.slot_order(grid).to(ids.device)] = visual_ids
+        return self.vocabulary.ids_to_indices(ids.view(len(ids), *grid, *([books] if books > 1 else [])))
 
     def block_indices(self, token_ids: Tensor | Sequence[int], block: Block) -> Tensor:
         """Return the indices (*grid) or (*grid, num_codebooks) of a block that `find_blocks` found."""
         ids = torch.as_tensor(token_ids)[block.start : block.end]
-        ids = ids[self.template(block.grid).to(ids.device) < 0]
-        books = self.vocabulary.num_codebooks
-        return self.vocabulary.ids_to_indices(ids.view(*block.grid, books) if books > 1 else ids.view(block.grid))
+        return self.indices_of(ids[self.template(block.grid).to(ids.device) < 0][None], block.grid)[0]
 
     def find_blocks(self, token_ids: Tensor | Sequence[int]) -> list[Block]:
         """Return every picture block of one sequence (L,), in order.
@@ -187,12 +300,12 @@ class Layout:
         position = 0
         while ours[position:].any():
             position += int(ours[position:].int().argmax())
-            if int(ids[position]) != self.start_id:
+            if not self.fits(self.start_slot, int(ids[position])):
                 raise MalformedSequenceError(
-                    position, f"text or {self.name_of(self.start_id)}", self.name_of(int(ids[position]))
+                    position, f"text or {self.describe_slot(self.start_slot)}", self.name_of(int(ids[position]))
                 )
             grid = self.read_grid(ids, position)
-            grid = grid if self.config.grid_rank == 2 else grid[1:]
+            grid = grid[1:] if self.config.grid_rank == 1 else grid
             if math.prod(grid) > len(ids) - position:  # before a template of any size is built
                 raise MalformedSequenceError(len(ids), f"{grid} visual tokens", END_OF_SEQUENCE)
             end = self._check_block(ids, position, self.template(grid).to(ids.device))
@@ -202,7 +315,7 @@ class Layout:
 
     def is_picture_token(self, ids: Tensor) -> Tensor:
         """Return a bool tensor of the shape of `ids`: which are visual or structural tokens."""
-        structural = torch.tensor(list(self.structural_ids.values()), device=ids.device)
+        structural = torch.tensor(list(self.structural_ids.values()), dtype=torch.int64, device=ids.device)
         return self.vocabulary.is_visual(ids) | torch.isin(ids, structural)
 
     def _check_block(self, ids: Tensor, start: int, template: Tensor) -> int:
@@ -219,6 +332,12 @@ class Layout:
             )
         return start + len(template)
 
+    def fits(self, slot: int, token_id: int) -> bool:
+        """Return whether a template's slot allows this token."""
+        if slot >= 0:
+            return token_id == slot
+        return int(self.vocabulary.codebook_of(torch.tensor(token_id))) == -1 - slot
+
     def describe_slot(self, slot: int) -> str:
         """Return what a template slot demands, in words."""
         if slot >= 0:
@@ -230,6 +349,11 @@ class Layout:
         """Return a token's name and id, for messages."""
         name = self.tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < len(self.tokenizer) else None
         return f"{name!r} ({token_id})" if name is not None else f"id {token_id}"
+
+    @property
+    def end_of_turn_ids(self) -> list[int]:
+        """Ids that end a user's turn in a conversation: the tokenizer's separator, where it has one."""
+        return [] if self.tokenizer.sep_token_id is None else [self.tokenizer.sep_token_id]
 
     def text_ids(self, text: str) -> list[int]:
         """Return the ids of user text; literal control and visual token names stay text."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmlm.layouts.base import Grid, GridError, Layout, LayoutConfig
+from mmlm.layouts.base import FixedGridConfig, Grid, Layout
 
 NAME_PREFIX = "IMGIMG"
 NAME_END = "Z"
@@ -16,36 +15,20 @@ LETTER_DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
 
 
 @dataclass(kw_only=True)
-class ChameleonLayoutConfig(LayoutConfig):
-    """The two marks and the one grid; a block writes no size, so every picture has the same."""
+class ChameleonLayoutConfig(FixedGridConfig):
+    """The two marks; a block writes no size."""
 
     begin_image_token: str = "<racm3:break>"
     """Opens a block."""
     end_image_token: str = "<eoss>"
     """Closes a block."""
-    height: int = 0
-    """Token rows of every picture; 0: those of the visual tokenizer at its image_size."""
-    width: int = 0
-    """Token columns of every picture; 0: those of the visual tokenizer at its image_size."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.begin_image_token == self.end_image_token:
-            raise ValueError(f"begin_image_token and end_image_token must differ, got {self.end_image_token!r}")
-        if self.height < 0 or self.width < 0 or (self.height == 0) != (self.width == 0):
-            raise ValueError(
-                f"height and width must both be 0 or both be 1 or more, got {self.height} and {self.width}"
-            )
-
-    def for_grid(self, grid: Grid) -> ChameleonLayoutConfig:
-        height, width = grid if len(grid) == 2 else (1, grid[0])
-        if self.height:
-            height, width = self.height, self.width
-        return dataclasses.replace(self, grid_rank=len(grid), height=height, width=width)
 
 
 class ChameleonLayout(Layout):
-    """`<racm3:break>` + height · width visual tokens in raster order + `<eoss>`."""
+    """`<racm3:break>` + height · width visual tokens in raster order + `<eoss>`.
+
+    A user's turn ends with the tokenizer's separator, `<reserved08706>` in the published one: see `end_of_turn_ids`.
+    """
 
     Config = ChameleonLayoutConfig
 
@@ -54,11 +37,7 @@ class ChameleonLayout(Layout):
         return self.structural_ids[self.config.begin_image_token]
 
     def build_template(self, height: int, width: int) -> list[int]:
-        if (height, width) != (self.config.height, self.config.width):
-            raise GridError(
-                f"this layout writes no size: every picture has {self.config.height} x {self.config.width} "
-                f"tokens, got {height} x {width}"
-            )
+        self.config.check_size(height, width)
         end = self.structural_ids[self.config.end_image_token]
         return [self.start_id, *self.picture_row(height * width), end]
 

@@ -227,7 +227,7 @@ def test_user_errors_are_one_line_and_exit_code_2(folders, tmp_path):
         ((*join[:-1], merged), "exists and is not empty"),
         (
             (*join, "--layout", "emu"),
-            "layout.type must be one of chameleon, emu3, got 'emu'. Did you mean 'emu3'?",
+            "layout.type must be one of chameleon, emu3, llamagen, sequence, got 'emu'. Did you mean 'emu3'?",
         ),
         ((*join, "--seeed", 3), "unknown key 'seeed'"),
         ((*join, "--embedding-init", "zero"), "embedding_init must be one of"),

@@ -48,6 +48,7 @@ def recipe_of(merged_folder: Path, captioned_pictures: Path, output_dir: Path, *
         "data": {
             "source": {"type": "image_folder", "folder": str(captioned_pictures), "heldout_fraction": 0.0},
             "shards_dir": str(output_dir.parent / "shards"),
+            "tokenize_batch_size": 12,
             "image_to_text_fraction": 0.3,
         },
         "optimizer": {"learning_rate": 0.003, "warmup_steps": 1},

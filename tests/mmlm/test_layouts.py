@@ -43,7 +43,7 @@ def ids(text: str) -> list[int]:
 
 
 def test_known_layouts_are_the_files() -> None:
-    assert LayoutConfig.family.names() == ["chameleon", "emu3"]
+    assert LayoutConfig.family.names() == ["chameleon", "emu3", "llamagen", "sequence"]
     with pytest.raises(ConfigError, match="image_start_token"):
         LayoutConfig.family.config({"type": "emu3", "image_start": "x"})
 
@@ -155,7 +155,7 @@ def test_grids_that_do_not_suit_are_refused() -> None:
     with pytest.raises(GridError, match=r"\(0, 3\)"):
         layout.template((0, 3))
     with pytest.raises(ValueError, match="video"):
-        build({"type": "emu3"}, (2, 3, 4))
+        build({"type": "chameleon"}, (2, 3, 4))
     flat = build({"type": "emu3"}, (6,))
     assert flat.template((6,)).tolist()[:6] == [BOI, *ids("1*6"), IMG, -1]
     with pytest.raises(MalformedSequenceError, match="one row"):

@@ -50,7 +50,9 @@ def pairs(
 
 
 def test_sequences_are_those_of_every_layout(text_tokenizer: object, codec: object, make_model: object) -> None:
-    for name in LayoutConfig.family.names():
+    names = [name for name in LayoutConfig.family.names() if 2 in LayoutConfig.family.get(name).Config.ranks]
+    assert len(names) >= 3
+    for name in names:
         layout = merge_vocabulary(make_model(len(text_tokenizer)), text_tokenizer, codec, layout=name)[1].layout
         drawn = PairSequences(shards(), layout, PairOptions(), shuffle=False)
         told = PairSequences(shards(), layout, PairOptions(image_to_text_fraction=1.0), shuffle=False)
@@ -151,7 +153,7 @@ def test_too_long_and_empty_are_refused(processor: MultimodalProcessor) -> None:
     longest = max(len(rows[row]["input_ids"]) for row in range(50))
     assert rows.longest() == longest
     rows.check_length(longest)
-    with pytest.raises(SequenceLengthError, match=f"{longest} tokens.*max_position_embeddings={longest - 1}"):
+    with pytest.raises(SequenceLengthError, match=f"{longest} tokens, more than the {longest - 1} of"):
         rows.check_length(longest - 1)
     with pytest.raises(ShardError, match="empty"):
         PairSequences(shards(0), processor.layout, PairOptions())

@@ -19,7 +19,7 @@ from mmlm.data.shards import (
     load_shards,
     read_header,
 )
-from mmlm.data.tokenize import slice_of_rank, tokenize_pictures
+from mmlm.data.tokenize import tokenize_pictures
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.sources.base import SourceConfig
 
@@ -126,13 +126,3 @@ def test_ragged_column_gives_rows_of_several_chunks() -> None:
         assert [column[row].tolist() for row in range(4)] == lists
         assert len(column) == 4
         assert column.lengths.tolist() == [2, 0, 1, 3]
-
-
-def test_parts_of_the_processes_make_up_the_whole_in_order() -> None:
-    rows = datasets.Dataset.from_dict({"row": list(range(10))})
-    parts = [slice_of_rank(rows, rank, 3)["row"][:] for rank in range(3)]
-    assert [row for part in parts for row in part] == list(range(10))
-    assert {len(part) for part in parts} == {3, 4}
-    stream = rows.to_iterable_dataset(num_shards=2)
-    streamed = [row["row"] for rank in range(2) for row in slice_of_rank(stream, rank, 2)]
-    assert sorted(streamed) == list(range(10))

@@ -3,10 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmlm.generation.constraints import LayoutConstraint
-from mmlm.generation.guidance import ClassifierFreeGuidance, guide
-from mmlm.generation.loop import continue_sequences
-from mmlm.generation.sampling import RowSampler, row_uniforms
+from mmlm.generation.drawing import draw_pictures
+from mmlm.generation.guidance import (
+    ClassifierFreeGuidance,
+    Guidance,
+    TextAndImageGuidance,
+    TextGuidance,
+    choose_guidance,
+    guide,
+)
+from mmlm.generation.prompts import read_prompts
+from mmlm.generation.sampling import GenerationError, RowSampler, row_uniforms
 
 GRID = (2, 4)
 
@@ -29,37 +36,81 @@ def test_an_odd_batch_is_refused():
         ClassifierFreeGuidance(2.0)(torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 4))
 
 
-class Recorder(ClassifierFreeGuidance):
-    """Keeps what guidance made at each step."""
+class Recorder:
+    """Keeps what another guidance made at each step."""
 
-    def __init__(self, scale):
-        super().__init__(scale)
+    def __init__(self, guidance):
+        self.guidance = guidance
+        self.contexts = guidance.contexts
         self.guided = []
 
-    def __call__(self, input_ids, scores):
-        self.guided.append(super().__call__(input_ids, scores))
+    def combine(self, scores):
+        self.guided.append(self.guidance.combine(scores))
         return self.guided[-1]
 
 
-def test_guided_scores_equal_two_separate_passes_without_cache_or_padding(merged):
+@torch.no_grad()
+def check_against_separate_passes(merged, prompts, guidance, slow_contexts, formula):
+    """Compare the guided scores of every step with whole passes over each context, without cache, padding or batch."""
     model, processor = merged
     layout = processor.layout
+    ids = processor.vocabulary.visual_ids()
+    recorder = Recorder(guidance)
+    sampler = RowSampler(torch.stack([row_uniforms(0, str(row), 0, 10) for row in range(len(prompts))]), 0)
+    drawn = draw_pictures(model, layout, GRID, read_prompts(processor, prompts), recorder, sampler)
+    assert drawn.shape == (len(prompts), 8)
+    assert len(recorder.guided) == 8
+    body = layout.body(GRID)[:10].repeat(len(prompts), 1)
+    body[:, body[0] < 0] = drawn
+    for row, contexts in enumerate(slow_contexts):
+        for number, step in enumerate((layout.body(GRID) < 0).nonzero().flatten().tolist()):
+            scores = [model(torch.cat([context, body[row, :step]])[None]).logits[0, -1][ids] for context in contexts]
+            torch.testing.assert_close(recorder.guided[number][row], formula(*scores), atol=1e-4, rtol=1e-4)
+
+
+def test_two_way_scores_equal_separate_passes(merged):
     prompts = ["a red dog", "a yellow house near the sea"]
-    rows = [layout.prompt_for_image(text, GRID) for text in prompts]
+    layout = merged[1].layout
     null = layout.prompt_for_image(None, GRID)
-    assert len({len(null), *map(len, rows)}) == 3  # so that padding matters
-    length = max(map(len, rows))
-    guidance = Recorder(2.5)
-    uniforms = torch.stack([row_uniforms(0, text, 0, 10) for text in prompts])
-    chain = [guidance, LayoutConstraint(layout, GRID, length), RowSampler(uniforms, length)]
-    tokens = continue_sequences(model, [*rows, null, null], chain, 10, pad_id=layout.eos_id)
-    assert torch.equal(tokens[:2], tokens[2:])
-    with torch.no_grad():
-        for row in range(2):
-            for step in range(10):
-                drawn = tokens[row, :step]
-                conditional = model(torch.cat([rows[row], drawn])[None]).logits[0, -1]
-                unconditional = model(torch.cat([null, drawn])[None]).logits[0, -1]
-                wanted = unconditional + 2.5 * (conditional - unconditional)
-                torch.testing.assert_close(guidance.guided[step][row], wanted, atol=1e-4, rtol=1e-4)
-                torch.testing.assert_close(guidance.guided[step][row + 2], wanted, atol=1e-4, rtol=1e-4)
+    slow = [(layout.prompt_for_image(text, GRID), null) for text in prompts]
+    assert len({len(null), *(len(full) for full, _ in slow)}) == 3  # so that padding matters
+    check_against_separate_passes(merged, prompts, TextGuidance(2.5), slow, lambda c, u: u + 2.5 * (c - u))
+
+
+def test_a_negative_prompt_stands_in_for_no_prompt(merged):
+    layout = merged[1].layout
+    (negative,) = read_prompts(merged[1], ["a black car"])
+    slow = [(layout.prompt_for_image("a red dog", GRID), layout.prompt_for_image("a black car", GRID))]
+    check_against_separate_passes(merged, ["a red dog"], TextGuidance(2.0, negative), slow, lambda c, u: 2 * c - u)
+
+
+def test_three_way_scores_equal_chameleons_formula_over_three_passes(merged):
+    processor = merged[1]
+    layout = processor.layout
+    picture = torch.arange(8).view(GRID)
+    other = torch.arange(8, 16).view(GRID)
+    header, block = layout.header(GRID), layout.block(picture)
+    text = [processor.text_ids(piece) for piece in ("a red dog", "at night")]
+    full = layout.join(layout.bos_ids, text[0], block, text[1], layout.block(other), header)
+    images = layout.join(layout.bos_ids, block, layout.block(other), header)
+    check_against_separate_passes(
+        merged,
+        [["a red dog", picture, "at night", other]],
+        TextAndImageGuidance(3.0, 1.2),
+        [(full, images, layout.join(layout.bos_ids, header))],
+        lambda f, i, u: u + 1.2 * (i - u) + 3.0 * (f - i),
+    )
+
+
+def test_without_pictures_three_way_guidance_is_two_way():
+    full, nothing = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    three = TextAndImageGuidance(3.0, 1.2).combine(torch.stack([full, nothing, nothing]))
+    torch.testing.assert_close(three, TextGuidance(3.0).combine(torch.stack([full, nothing])))
+
+
+def test_the_settings_choose_the_guidance():
+    assert choose_guidance(1.0) == Guidance()
+    assert choose_guidance(2.0) == TextGuidance(2.0)
+    assert choose_guidance(1.0, 1.2) == TextAndImageGuidance(1.0, 1.2)
+    with pytest.raises(GenerationError, match="image_guidance_scale must be 0 or more, got -1"):
+        choose_guidance(1.0, -1)

@@ -1,0 +1,126 @@
+"""What published multimodal models have in common: language model, visual tokenizer and vocabulary come together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from mmlm.backbones.base import Backbone, BackboneConfig, LanguageModelNotFoundError
+from mmlm.layouts.base import LayoutConfig
+from mmlm.processing import MultimodalProcessor
+from mmlm.vocabulary import VisualVocabulary
+from visual_tokenizer.convert import load_published
+from visual_tokenizer.convert.conversion import build_source
+from visual_tokenizer.processing import VisualTokenizerImageProcessor
+
+
+@dataclass(kw_only=True)
+class PublishedConfig(BackboneConfig):
+    """Which multimodal model: a folder or hub name in transformers' layout."""
+
+    path: str
+    """Folder, or name on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null: the newest."""
+
+
+class PublishedBackbone(Backbone):
+    """A published multimodal model, whose vocabulary holds visual tokens already.
+
+    A subclass sets the classes and the sampling of the published code, and says what is where.
+    """
+
+    whole_class: ClassVar[type[PreTrainedModel]]
+    """transformers' class of language model and visual tokenizer together."""
+    source: ClassVar[str]
+    """Name of the visual tokenizer's source in `visual_tokenizer.convert`."""
+    sampling: ClassVar[dict[str, float]]
+    """How the published code draws."""
+
+    def language_model(self, whole: PreTrainedModel) -> PreTrainedModel:
+        """Return the language model, which learns and draws visual tokens; weights are shared with `whole`."""
+        raise NotImplementedError
+
+    def visual_weights(self, whole: Any) -> nn.Module:
+        """Return the visual tokenizer's module in `whole`."""
+        return whole.model.vqmodel
+
+    def layout(self, grid: tuple[int, ...]) -> LayoutConfig:
+        """Return the published layout for pictures of this token grid."""
+        raise NotImplementedError
+
+    def table(self, names: dict[str, int]) -> list[int]:
+        """Return the ids of the visual tokens in index order, from the published vocabulary."""
+        raise NotImplementedError
+
+    def decoder(self) -> str | None:
+        """Return where the visual tokenizer's decoder is, if it is published by itself."""
+        return None
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        whole, tokenizer = self.read()
+        return self.language_model(whole).eval(), tokenizer
+
+    def load_multimodal(self) -> tuple[PreTrainedModel, MultimodalProcessor]:
+        """Return the model, in eval mode on the CPU, and the processor with its visual tokenizer.
+
+        Raises:
+            LanguageModelNotFoundError: it is not there.
+            LayoutError: the visual tokenizer's weights are not those of the source.
+        """
+        return self.adopt(*self.read(), decoder=self.decoder())
+
+    def read(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Return transformers' whole model and its text tokenizer.
+
+        Raises:
+            LanguageModelNotFoundError: it is not there.
+        """
+        options = {} if self.config.revision is None else {"revision": self.config.revision}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.config.path, **options)
+            whole = self.whole_class.from_pretrained(
+                self.config.path, dtype=self.torch_dtype, use_safetensors=True, **options
+            )
+        except (OSError, ValueError) as error:
+            raise LanguageModelNotFoundError(
+                f"no {self.whole_class.__name__} with safetensors weights and a tokenizer at "
+                f"'{self.config.path}': {error}"
+            ) from error
+        return whole, tokenizer
+
+    def adopt(
+        self, whole: Any, tokenizer: PreTrainedTokenizerBase, decoder: Any = None
+    ) -> tuple[PreTrainedModel, MultimodalProcessor]:
+        """Return model and processor of a published model that is in memory; see `load_multimodal`."""
+        codec = load_published(self.visual_weights(whole), source=self.source, decoder=decoder)
+        names = whole.config.vocabulary_map or tokenizer.get_vocab()
+        processor = MultimodalProcessor(
+            VisualTokenizerImageProcessor(size=codec.config.image_size, resample=build_source(self.source).resample),
+            tokenizer,
+            layout=self.layout(codec.token_grid(None, None, 0)),
+            vocabulary=VisualVocabulary(table=self.table(names)),
+            codec=codec,
+            sampling=self.sampling,
+        )
+        model = self.language_model(whole).eval()
+        processor.check_model(model)
+        return model, processor
+
+
+def with_weights(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: dict[str, Tensor]
+) -> PreTrainedModel:
+    """Return a model of that config that holds these very tensors, none copied; all must be there, and no other."""
+    with init_empty_weights(include_buffers=False):
+        model = model_class(config)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
+    missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+    if set(missing) - tied or unexpected:
+        raise ValueError(f"weights do not fit {model_class.__name__}: missing {missing}, unexpected {unexpected}")
+    model.tie_weights()
+    return model

@@ -1,0 +1,149 @@
+"""One shard file and its manifest: each is written beside and renamed, so a kill leaves a whole file or none.
+
+The manifest `pictures-UUUUU.json`, which holds the SHA-256 of `pictures-UUUUU.arrow`, is written after it. A shard
+counts as done if both are there and agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+from torch import Tensor
+
+from mmlm.data.shards import ShardHeader, shard_features
+from visual_tokenizer.checkpoints import sync_folder
+
+READ_BYTES = 1 << 22
+
+
+@dataclass
+class ShardManifest:
+    """What a finished shard file holds."""
+
+    file: str
+    """Name within the folder."""
+    sha256: str
+    """Of the file, in hexadecimal."""
+    size: int
+    """Bytes of the file."""
+    count: int
+    """Pictures in the file."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Unreadable pictures of its part of the source: reason by key."""
+
+
+def shard_name(unit: int) -> str:
+    """Return the name, without suffix, of the files of a unit of work."""
+    return f"pictures-{unit:05d}"
+
+
+def beside(path: Path) -> Path:
+    """Return a new name for a file that shall become `path`; it begins with a dot."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of JSON, whole or not at all, and flush it to the disk."""
+    scratch = beside(path)
+    with open(scratch, "wb") as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+    sync_folder(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def read_manifest(folder: Path, unit: int) -> ShardManifest | None:
+    """Return the manifest of a unit; None if it is not there or is damaged."""
+    try:
+        fields = json.loads((folder / f"{shard_name(unit)}.json").read_text(encoding="utf-8"))
+        return ShardManifest(**fields)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_whole(folder: Path, unit: int) -> bool:
+    """Return whether a unit's file is there and has the content that its manifest names."""
+    manifest = read_manifest(folder, unit)
+    if manifest is None:
+        return False
+    path = folder / manifest.file
+    return path.is_file() and path.stat().st_size == manifest.size and sha256_of(path) == manifest.sha256
+
+
+class _HashedFile:
+    """A file to write to that knows the SHA-256 of what was meant to be written, whatever the disk made of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        content = bytes(data)
+        self.digest.update(content)
+        self.size += len(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class ShardWriter:
+    """Writes the rows of one unit of work as an Arrow stream."""
+
+    def __init__(self, folder: Path, header: ShardHeader, unit: int) -> None:
+        self.path = folder / f"{shard_name(unit)}.arrow"
+        self.features = shard_features(header)
+        self.scratch = beside(self.path)
+        self._file = open(self.scratch, "wb")
+        self._hashed = _HashedFile(self._file)
+        self._stream = pa.ipc.new_stream(self._hashed, self.features.arrow_schema)
+        self.count = 0
+        self.skipped: dict[str, str] = {}
+
+    def write(self, keys: Sequence[str], captions: Sequence[str], indices: Tensor, grid: Sequence[int]) -> None:
+        """Append B pictures: indices (B, *grid) or (B, *grid, num_codebooks)."""
+        columns = {
+            "key": list(keys),
+            "caption": list(captions),
+            "indices": list(indices.reshape(len(keys), -1).numpy()),
+            "grid": [list(grid)] * len(keys),
+        }
+        self._stream.write_batch(pa.RecordBatch.from_pydict(columns, schema=self.features.arrow_schema))
+        self.count += len(keys)
+
+    def skip(self, reasons: Mapping[str, str]) -> None:
+        """Note unreadable pictures: reason by key."""
+        self.skipped.update(reasons)
+
+    def close(self) -> ShardManifest:
+        """Flush the file to the disk, give it its name, and write its manifest."""
+        self._stream.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self.scratch, self.path)
+        manifest = ShardManifest(
+            self.path.name, self._hashed.digest.hexdigest(), self._hashed.size, self.count, self.skipped
+        )
+        write_json(self.path.with_suffix(".json"), asdict(manifest))
+        return manifest

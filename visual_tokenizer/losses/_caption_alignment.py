@@ -1,0 +1,98 @@
+"""What the losses that align codes with captions share: both sides' embeddings, of the pictures of all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visual_tokenizer.backbones.base import NetworkHolder
+from visual_tokenizer.codebooks.distributed import average_over_ranks, is_distributed
+from visual_tokenizer.losses._code_channels import check_channels, code_channels
+from visual_tokenizer.losses.base import Loss, LossConfig
+from visual_tokenizer.outputs import TokenizerOutput
+from visual_tokenizer.text_encoders.base import TextEncoderConfig
+
+
+@dataclass(kw_only=True)
+class CaptionAlignmentConfig(LossConfig):
+    """Fields of both losses."""
+
+    text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig.family.config({"type": "minilm"}))
+    """Frozen network of the captions."""
+
+    channels: list[int] = field(default_factory=lambda: [0, 8])
+    """First channel of the code that is aligned and the one after its last; [0, code_dim] for all."""
+
+    position: int | None = None
+    """Token that stands for the picture, -1 the last (SEED's); null: the mean of all."""
+
+    width: int = 512
+    """Channels between the two layers on the codes; 1 or more."""
+
+    embedding_dim: int = 256
+    """Channels of the space in which pictures and captions are compared; 1 or more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_channels(self.channels)
+        for name in ("width", "embedding_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+
+class CaptionAlignment(NetworkHolder, Loss):
+    """Two layers with GELU between on the pooled codes, and a linear map on the text encoder's embedding."""
+
+    def __init__(self, config: CaptionAlignmentConfig) -> None:
+        super().__init__(config)
+        text_encoder: Any = TextEncoderConfig.family.build(config.text_encoder)
+        self.hold(text_encoder)
+        self.picture_head = nn.Sequential(
+            nn.Linear(config.channels[1] - config.channels[0], config.width),
+            nn.GELU(),
+            nn.Linear(config.width, config.embedding_dim),
+        )
+        self.text_head = nn.Linear(text_encoder.embedding_dim, config.embedding_dim, bias=False)
+
+    @torch.compiler.disable  # words are no tensors
+    def texts(self, captions: list[str]) -> Tensor:
+        """Return the frozen embeddings of captions, (B, embedding_dim of the text encoder) float32."""
+        text_encoder: Any = self.network
+        return text_encoder(captions)
+
+    def cosines(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
+        """Return the cosines of pictures (rows) and captions (columns) of all processes, (M, M) float32.
+
+        Every process must give equally many pictures.
+
+        Raises:
+            ValueError: the batch has no captions, or not one a picture; a `position` or `channels` out of range.
+        """
+        codes, position = code_channels(output.codes, self.config.channels), self.config.position
+        captions = batch.get("caption")
+        if captions is None or len(captions) != codes.shape[0]:
+            found = "none" if captions is None else str(len(captions))
+            raise ValueError(f"the batch must hold one `caption` a picture, {codes.shape[0]}, got {found}")
+        if position is not None and not -codes.shape[1] <= position < codes.shape[1]:
+            raise ValueError(f"position must be one of {codes.shape[1]} tokens, got {position}")
+        pooled = codes.mean(1) if position is None else codes[:, position]
+        with torch.autocast(codes.device.type, enabled=False):  # a scale of 100 needs more than three digits
+            pictures = F.normalize(self.picture_head(pooled.to(self.text_head.weight.dtype)).float(), dim=1)
+            texts = self.texts(list(captions)).to(self.text_head.weight.dtype)
+            captioned = F.normalize(self.text_head(texts).float(), dim=1)
+            return _of_all_ranks(pictures) @ _of_all_ranks(captioned).T
+
+
+def _of_all_ranks(rows: Tensor) -> Tensor:
+    """Concatenate (B, C) of all ranks, B the same on each, with gradient to every rank's own."""
+    if not is_distributed():
+        return rows
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    before, after = rank * rows.shape[0], (ranks - 1 - rank) * rows.shape[0]
+    return ranks * average_over_ranks(F.pad(rows, (0, 0, before, after)))

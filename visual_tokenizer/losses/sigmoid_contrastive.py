@@ -1,0 +1,57 @@
+"""Each pair of a picture's codes and a caption is judged by itself: theirs or not (SigLIP).
+
+Paper: Sigmoid Loss for Language Image Pre-Training (Zhai et al., 2023), arXiv:2303.15343, section 3.2 and algorithm 1.
+On the codes of a visual tokenizer as `contrastive`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig
+from visual_tokenizer.outputs import TokenizerOutput
+
+
+@dataclass(kw_only=True)
+class SigmoidContrastiveConfig(CaptionAlignmentConfig):
+    """Fields of SigLIP's loss."""
+
+    scale: float = 10.0
+    """First value of the learned factor on cosines; above 0."""
+
+    bias: float = -10.0
+    """First value of the learned bias; it makes up for most pairs being no match."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scale > 0:
+            raise ValueError(f"scale must be above 0, got {self.scale}")
+
+
+class SigmoidContrastive(CaptionAlignment):
+    """−log σ(±(scale · cos + bias)), summed over captions and averaged over pictures; + for a picture's own caption."""
+
+    Config = SigmoidContrastiveConfig
+
+    def __init__(self, config: SigmoidContrastiveConfig) -> None:
+        super().__init__(config)
+        self.log_scale = nn.Parameter(torch.full((), math.log(config.scale)))
+        self.bias = nn.Parameter(torch.full((), config.bias))
+
+    def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
+        """Return the loss over the pairs of all processes, a float32 scalar.
+
+        Raises:
+            ValueError: the batch has no captions, or not one a picture; a `position` or `channels` out of range.
+        """
+        scores = self.log_scale.float().exp() * self.cosines(output, batch) + self.bias.float()
+        count = scores.shape[0]
+        signs = 2 * torch.eye(count, device=scores.device) - 1
+        return -F.logsigmoid(signs * scores).sum() / count

@@ -1,0 +1,1 @@
+"""Frozen text encoders, one a file, found by the file's name."""
