@@ -40,7 +40,8 @@ class HeadLoss:
     def __init__(self, model: nn.Module, z_loss: float = 0.0) -> None:
         self.model: Any = model
         self.z_loss = z_loss
-        self.head: Any = self.model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        find_head: Any = getattr(model, "get_output_embeddings", None)
+        self.head: Any = None if find_head is None else find_head()
         self.flattens = "flash" in str(getattr(self.model.config, "_attn_implementation", ""))
         """Whether packed batches go in as one row: flash attention tells documents apart only there."""
         self._reasons: dict[bool, str | None] = {}
