@@ -45,6 +45,7 @@ def main(recipe_file: str) -> None:
         ),
         "input_ids": torch.cat(seen),
         "logits": logits.float().contiguous(),
+        "logits_needed": torch.tensor(list(trainer.head_loss._reasons.values()) != [None]),
         "resumed": torch.tensor(checkpoint is not None),
     }
     save_file(facts, Path(recipe.output_dir) / f"rank-{args.process_index}.safetensors")

@@ -143,6 +143,7 @@ def test_two_processes_train_one_model(
     for rank in ranks:
         assert rank["processes"] == 2
         assert rank["zero_stage"] == stage
+        assert not rank["logits_needed"], "the loss came from the head's input"
     assert len(list((tmp_path / "shards" / "train").glob("pictures-*.arrow"))) == 2, "both tokenized"
     assert len(load_shards(tmp_path / "shards" / "train")) == 24
     assert ranks[0]["input_ids"].shape == ranks[1]["input_ids"].shape == (16, 100)

@@ -132,6 +132,17 @@ def test_a_head_of_its_own_kind_is_run_as_it_is(caplog: pytest.LogCaptureFixture
     assert "no plain linear layer but Doubling" in caplog.text
 
 
+def test_a_compiled_model_needs_no_logits() -> None:
+    model = model_of(CONFIGS["llama"])
+    ids, labels, weights = batch()
+    plain, _ = HeadLoss(model)(model, {"input_ids": ids}, labels, weights)
+    head_loss, compiled = HeadLoss(model), torch.compile(model, backend="eager")
+    for factor in (1.0, 2.0):
+        found, output = head_loss(compiled, {"input_ids": ids}, labels, factor * weights)
+        assert output.logits.numel() == 1
+        assert torch.allclose(found.total, factor * plain.total, rtol=1e-5)
+
+
 def documents() -> list[dict[str, Any]]:
     torch.manual_seed(2)
     items = []

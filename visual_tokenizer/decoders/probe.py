@@ -1,8 +1,9 @@
 """A decoder that learns to draw from the codes and does not shape them.
 
 A tokenizer that is trained on features alone, as BEiT v2's (Peng et al., 2022), arXiv:2208.06366, never draws. What its
-codes keep of a picture can be seen all the same: no gradient passes from the pixels to codes or encoder, in the manner
-of linear probes (Alain & Bengio, 2016), arXiv:1610.01644.
+codes keep of a picture can be seen all the same: no gradient passes from the pixels to codes or encoder.
+
+Paper: Understanding intermediate layers using linear classifier probes (Alain & Bengio, 2016), arXiv:1610.01644.
 """
 
 from __future__ import annotations
