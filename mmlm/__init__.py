@@ -6,8 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmlm.generation.best_of import generate_best
     from mmlm.generation.captions import describe_images
     from mmlm.generation.images import generate_images
+    from mmlm.generation.interleaved import generate_interleaved
     from mmlm.merge import merge_vocabulary
     from mmlm.processing import MultimodalProcessor
     from mmlm.published import load_published_lm
@@ -19,7 +21,9 @@ _HOMES = {
     "MultimodalProcessor": "mmlm.processing",
     "VisualVocabulary": "mmlm.vocabulary",
     "describe_images": "mmlm.generation.captions",
+    "generate_best": "mmlm.generation.best_of",
     "generate_images": "mmlm.generation.images",
+    "generate_interleaved": "mmlm.generation.interleaved",
     "load_published_lm": "mmlm.published",
     "merge_vocabulary": "mmlm.merge",
     "strip_vocabulary": "mmlm.strip",
@@ -29,7 +33,9 @@ __all__ = [
     "MultimodalProcessor",
     "VisualVocabulary",
     "describe_images",
+    "generate_best",
     "generate_images",
+    "generate_interleaved",
     "load_published_lm",
     "merge_vocabulary",
     "strip_vocabulary",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmlm.commands import drawing, measuring, merging, planning  # noqa: F401 - each registers its commands
+from mmlm.commands import drawing, measuring, merging, planning, serving  # noqa: F401 - each registers its commands
 from mmlm.commands.registration import app
 
 if __name__ == "__main__":

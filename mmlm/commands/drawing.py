@@ -1,11 +1,12 @@
-"""`mmlm generate` and `mmlm describe`."""
+"""`mmlm generate`, `mmlm describe` and `mmlm answer`."""
 
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,6 +46,25 @@ def generate(
     ] = None,
     seed: SeedOption = 0,
     num_images: Annotated[int, typer.Option("--num-images", help="Pictures of each prompt.")] = 1,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", help="Picture before each prompt, to be edited or as an example; may be given again."),
+    ] = None,
+    image_guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--image-guidance-scale", help="Chameleon's three-way guidance, in which the other is the text's."
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", help="What guidance leads away from; default: no prompt.")
+    ] = None,
+    best_of: Annotated[
+        int, typer.Option("--best-of", min=1, help="Draw so many, keep the one after which its prompt is likeliest.")
+    ] = 1,
+    compile_steps: Annotated[
+        bool, typer.Option("--compile", help="Compile the steps: slow to begin with, for many pictures on a GPU.")
+    ] = False,
     batch_size: BatchOption = 16,
     device: DeviceOption = None,
 ) -> None:
@@ -55,28 +75,43 @@ def generate(
       mmlm generate --model runs/lm/final --prompt "a red apple" --out apple.png
 
       mmlm generate --model runs/lm/final --prompt cat --prompt dog --num-images 4 --out pets.png --seed 7
+
+      mmlm generate --model runs/lm/final --prompt "a red apple" --best-of 8 --out apple.png
+
+      mmlm generate --model runs/lm/final --image apple.png --prompt "make it green" --image-guidance-scale 1.2
+      --guidance-scale 3 --out green.png
     """
     prompts = [*(prompt or []), *_lines(prompts_file)]
     if not prompts:
         raise CommandLineError("nothing to draw: give --prompt or --prompts-file")
+    if best_of > 1 and (num_images > 1 or image):
+        raise CommandLineError("--best-of gives one picture of a text: leave --num-images and --image out")
     target = _picture_file(out)
+    _check_files("--image", image or [])
+    from mmlm.generation.best_of import CaptionLikelihood, generate_best
     from mmlm.generation.grid import image_grid
     from mmlm.generation.images import generate_images
     from mmlm.merged_model import load_merged
 
     be_quiet()
-    images = generate_images(
-        *load_merged(model, device),
-        prompts,
-        guidance_scale=guidance_scale,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        num_images_per_prompt=num_images,
-        batch_size=batch_size,
-        show_progress=True,
-    )
+    settings: dict[str, Any] = {
+        "guidance_scale": guidance_scale,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "batch_size": batch_size,
+        "show_progress": True,
+        "image_guidance_scale": image_guidance_scale,
+        "negative_prompt": negative_prompt,
+        "compile": compile_steps,
+    }
+    loaded = load_merged(model, device)
+    if best_of > 1:
+        images = generate_best(*loaded, prompts, best_of, CaptionLikelihood(*loaded), **settings)
+    else:
+        given = [[*_open(image), text] for text in prompts] if image else prompts
+        images = generate_images(*loaded, given, num_images_per_prompt=num_images, **settings)
     captions = [text for text in prompts for _ in range(num_images)]
     columns = num_images if 1 < num_images <= 16 else None
     _save(images[0] if len(images) == 1 else image_grid(images, captions, columns), target)
@@ -101,9 +136,7 @@ def describe(
 
       mmlm describe --model runs/lm/final --image apple.png
     """
-    missing = [file for file in image if not Path(file).is_file()]
-    if missing:
-        raise CommandLineError(f"--image: no file {missing[0]!r}")
+    _check_files("--image", image)
     from mmlm.generation.captions import describe_images
     from mmlm.merged_model import load_merged
 
@@ -119,6 +152,102 @@ def describe(
         batch_size=batch_size,
     )
     print("\n".join(" ".join(caption.split()) for caption in captions))
+
+
+@command("answer")
+def answer(
+    model: ModelOption,
+    out: Annotated[str, typer.Option("--out", help="New folder for answer.md and the pictures in it.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="Text; {1}, {2}, … stand for the pictures.")] = "",
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", help="Picture file; before the text where it holds no {1}; may be given again."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Pictures' tokens included.")] = 1024,
+    max_images: Annotated[int, typer.Option("--max-images", help="Most pictures of the answer.")] = 4,
+    open_image: Annotated[bool, typer.Option("--open-image", help="Begin the answer with a picture.")] = False,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of text; 0: the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option("--top-p", help="Of text.")] = 0.9,
+    guidance_scale: Annotated[float | None, typer.Option("--guidance-scale", help="Of pictures; 1: off.")] = None,
+    image_guidance_scale: Annotated[
+        float | None, typer.Option("--image-guidance-scale", help="Chameleon's three-way guidance of pictures.")
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+) -> None:
+    """Answer text and pictures with text and pictures; the model itself says where a picture begins.
+
+    [bold]Examples[/bold]
+
+      mmlm answer --model runs/lm/final --prompt "How is an apple pie made?" --out pie
+
+      mmlm answer --model runs/lm/final --image a.png --image b.png --prompt "{1} is to {2} as night is to" --out day
+    """
+    files = image or []
+    _check_files("--image", files)
+    if Path(out).exists():
+        raise CommandLineError(f"--out: {out!r} exists, choose another folder")
+    pictures = _open(files)
+    pieces = _placed(prompt, pictures)
+    from mmlm.generation.interleaved import generate_interleaved, join_pieces
+    from mmlm.merged_model import load_merged
+
+    be_quiet()
+    found = join_pieces(
+        generate_interleaved(
+            *load_merged(model, device),
+            pieces,
+            max_new_tokens=max_new_tokens,
+            max_images=max_images,
+            open_image=open_image,
+            text_temperature=temperature,
+            text_top_p=top_p,
+            guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
+            seed=seed,
+            end_turn=True,
+        )
+    )
+    folder = Path(out)
+    folder.mkdir(parents=True)
+    lines = []
+    for piece in found:
+        if isinstance(piece, str):
+            lines.append(piece.strip())
+        else:
+            name = f"{1 + sum(line.startswith('![') for line in lines)}.png"
+            _save(piece, folder / name)
+            lines.append(f"![{name}]({name})")
+    (folder / "answer.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    print(folder / "answer.md")
+
+
+def _placed(prompt: str, pictures: list[Image.Image]) -> list[Any]:
+    """Return text and pictures in order; all pictures first where the text names none."""
+    parts = re.split(r"\{(\d+)\}", prompt)
+    if len(parts) == 1:
+        return [*pictures, prompt] if prompt else [*pictures]
+    named = [int(number) for number in parts[1::2]]
+    if sorted(set(named)) != list(range(1, len(pictures) + 1)):
+        raise CommandLineError(f"--prompt names the pictures {named}, but there are {len(pictures)}")
+    pieces = [pictures[int(part) - 1] if place % 2 else part for place, part in enumerate(parts)]
+    return [piece for piece in pieces if piece != ""]
+
+
+def _check_files(option: str, files: list[str]) -> None:
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        raise CommandLineError(f"{option}: no file {missing[0]!r}")
+
+
+def _open(files: list[str]) -> list[Image.Image]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return [Image.open(file) for file in files]
+    except UnidentifiedImageError as error:
+        raise CommandLineError(f"--image: {error}") from error
 
 
 def _lines(file: str | None) -> list[str]:

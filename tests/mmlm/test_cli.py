@@ -18,7 +18,7 @@ from mmlm.parts import describe
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.registry import Family
 
-COMMANDS = ["merge", "strip", "tokenize", "generate", "describe", "evaluate", "parts"]
+COMMANDS = ["merge", "strip", "tokenize", "generate", "describe", "evaluate", "parts", "serve", "answer"]
 
 
 def run(*words: object):
