@@ -53,6 +53,8 @@ class MergeRecord:
 def tokenizer_hash(codec: VisualTokenizer) -> str:
     """Return the SHA-256 of a visual tokenizer's architecture and weights, in hexadecimal."""
     config = {key: value for key, value in codec.config.to_dict().items() if key not in VOLATILE_CONFIG_KEYS}
+    if not config.get("num_frames"):
+        config.pop("num_frames", None)  # tokenizers of pictures were merged before there were clips
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, value in sorted(codec.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
