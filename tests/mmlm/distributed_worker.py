@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType, PartialState
+from accelerate.utils import parse_flag_from_env
 from safetensors.torch import save_file
 
 from mmlm.export import save_final
@@ -16,11 +18,18 @@ from mmlm.trainer_arguments import training_arguments
 from visual_tokenizer.recipe import read_recipe
 
 
+def let_fsdp_use_the_cpu() -> None:
+    """Have accelerate take FSDP's way: it does so for accelerators only, though `fully_shard` runs on gloo too."""
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
 def main(recipe_file: str) -> None:
     torch.set_num_threads(1)
     recipe = read_recipe(LMRecipe, recipe_file, {})
     processor = load_processor(recipe.model)
     args = training_arguments(recipe)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        let_fsdp_use_the_cpu()
     trainer = build_trainer(recipe, processor, args)
     seen: list[torch.Tensor] = []
     compute_loss = trainer.compute_loss

@@ -32,6 +32,7 @@ TIMEOUT_SECONDS = 600
 WORKER = Path(__file__).with_name("distributed_worker.py")
 LAUNCHERS = {
     "ddp": ["--config_file", str(ROOT / "recipes/accelerate/cpu_2_processes.yaml")],
+    "fsdp2": ["--config_file", str(ROOT / "recipes/accelerate/fsdp2.yaml")],
     "zero2": ["--use_deepspeed", "--deepspeed_config_file", str(ROOT / "recipes/deepspeed/zero2.json")],
     "zero3": ["--use_deepspeed", "--deepspeed_config_file", str(ROOT / "recipes/deepspeed/zero3.json")],
 }
@@ -124,6 +125,7 @@ def losses_of(output_dir: Path) -> list[float]:
     ("kind", "stage"),
     [
         ("ddp", 0),
+        ("fsdp2", 0),
         pytest.param("zero2", 2, marks=needs_deepspeed),
         pytest.param("zero3", 3, marks=needs_deepspeed),
     ],

@@ -94,7 +94,7 @@ def pixel_table(rows: datasets.Dataset, image_size: int, transform: TransformCon
 
 
 class PixelDataset(Dataset):
-    """Map-style samples `{"pixels": float32 (3, [T,] H, W) in [-1, 1], "index": int, "caption": str}`.
+    """Map-style samples: `pixels` float32 (3, [T,] H, W) in [-1, 1], `index` int, `caption` str, `labels` by column.
 
     With a centre crop, and if all pictures fit in `cache_megabytes`, they are decoded once to a uint8 table. So are
     clips, unless they start anywhere in longer videos.
@@ -121,6 +121,7 @@ class PixelDataset(Dataset):
         self.seed = seed
         self.table: Tensor | None = None
         self.captions: list[str] | None = None
+        self.labels: list[dict[str, str]] | None = None
         self.decoder = row_decoder(rows)
         self.encoded = rows.with_format(None)
         source = self.decoder.source
@@ -130,6 +131,7 @@ class PixelDataset(Dataset):
         if is_fixed and needed <= cache_megabytes * 1e6:
             self.table = pixel_table(rows, image_size, self.transform)
             self.captions = _captions(rows)
+            self.labels = _labels(rows, source)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -142,9 +144,10 @@ class PixelDataset(Dataset):
         draws = [key if isinstance(key, tuple) else SampleKey(0, int(key)) for key in keys]
         indices = [index for _, index in draws]
         chances = [uniforms(self.seed, epoch, index) for epoch, index in draws]
-        if self.table is not None and self.captions is not None:
+        if self.table is not None and self.captions is not None and self.labels is not None:
             values = self.table[torch.tensor(indices)]
             captions = [self.captions[index] for index in indices]
+            labels = [self.labels[index] for index in indices]
         else:
             encoded = dict(self.encoded[indices])
             if self.places_clips:
@@ -157,12 +160,15 @@ class PixelDataset(Dataset):
             ]
             values = torch.stack(squares)
             captions = batch["caption"]
+            source = self.decoder.source
+            columns = {name: batch[name] for name in source.label_columns}
+            labels = [source.labels({name: column[i] for name, column in columns.items()}) for i in range(len(draws))]
         pixels = bytes_to_pixels(values)
         for position, chance in enumerate(chances):
             if flips(self.transform, chance):
                 pixels[position] = pixels[position].flip(-1)
         return [
-            {"pixels": pixels[position], "index": index, "caption": captions[position]}
+            {"pixels": pixels[position], "index": index, "caption": captions[position], "labels": labels[position]}
             for position, index in enumerate(indices)
         ]
 
@@ -172,12 +178,19 @@ def _captions(rows: datasets.Dataset) -> list[str]:
     return [(text[0] if text else "") if isinstance(text, list) else str(text or "") for text in texts]
 
 
+def _labels(rows: datasets.Dataset, source: Source) -> list[dict[str, str]]:
+    columns = {name: rows.with_format(None)[name][:] for name in source.label_columns}
+    return [source.labels({name: column[row] for name, column in columns.items()}) for row in range(len(rows))]
+
+
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples to `{"pixels": (B, 3, [T,] H, W), "index": int64 (B,), "caption": list[str]}`."""
+    """Stack samples: `pixels` (B, 3, [T,] H, W), `index` int64 (B,), `caption` list[str], `labels` list[dict[str, str]].
+    """
     return {
         "pixels": torch.stack([sample["pixels"] for sample in samples]),
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
         "caption": [sample["caption"] for sample in samples],
+        "labels": [sample["labels"] for sample in samples],
     }
 
 

@@ -103,7 +103,8 @@ class StreamCollator:
         pixels = bytes_to_pixels(square_bytes(content, self.image_size, self.transform, chance))
         if flips(self.transform, chance):
             pixels = pixels.flip(-1)
-        return {"pixels": pixels, "index": index, "caption": decoded["caption"]}
+        labels = self.source.labels(decoded)
+        return {"pixels": pixels, "index": index, "caption": decoded["caption"], "labels": labels}
 
 
 def key_number(key: str) -> int:

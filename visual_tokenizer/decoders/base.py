@@ -29,6 +29,10 @@ class Decoder(nn.Module):
     takes_video: ClassVar[bool] = False
     """Whether it decodes clips as well as pictures."""
 
+    takes_variable_length: bool = False
+    """Whether `forward` has a third argument, `present` (B, N) bool: which latents are a picture's own. What stands
+    behind them must not matter; None stands for all. N may be less than the encoder's most."""
+
     def __init__(self, config: DecoderConfig, *, image_size: int) -> None:
         super().__init__()
         self.config: Any = config

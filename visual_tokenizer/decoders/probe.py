@@ -40,14 +40,15 @@ class Probe(Decoder):
         super().__init__(config, image_size=image_size)
         self.width = config.code_channels
         self.decoder: Decoder = DecoderConfig.family.build(config.decoder, image_size=image_size)
+        self.takes_variable_length = self.decoder.takes_variable_length
         self.projection = nn.Linear(config.code_channels, self.decoder.width)
 
     @property
     def last_layer(self) -> nn.Parameter:
         return self.decoder.last_layer
 
-    def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
-        return self.decoder(self.projection(latents.detach()), grid)
+    def forward(self, latents: Tensor, grid: tuple[int, ...], *present: Tensor | None) -> Tensor:
+        return self.decoder(self.projection(latents.detach()), grid, *present)
 
     def pixels(self, output: Tensor) -> Tensor:
         return self.decoder.pixels(output)

@@ -34,6 +34,10 @@ class Encoder(nn.Module):
     takes_video: ClassVar[bool] = False
     """Whether it takes clips as well as pictures."""
 
+    has_variable_length: ClassVar[bool] = False
+    """Whether a picture has as many latents as it needs: `token_grid` is then (N,), the most there can be, and
+    `forward` gives a `Selection`."""
+
     def __init__(self, config: EncoderConfig, *, image_size: int) -> None:
         super().__init__()
         self.config: Any = config
@@ -51,7 +55,10 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode: (B, 3, H, W) in [-1, 1] → (B, N, width), N = product of the token grid."""
+        """Encode: (B, 3, H, W) in [-1, 1] → (B, N, width), N = product of the token grid.
+
+        One with `has_variable_length` is typed as giving anything, and gives a `Selection`.
+        """
         raise NotImplementedError
 
 

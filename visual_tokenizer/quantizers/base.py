@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.usage import batch_metrics as batch_metrics
-from visual_tokenizer.outputs import QuantizerOutput
+from visual_tokenizer.outputs import ABSENT, QuantizerOutput
 from visual_tokenizer.registry import PartConfig
 
 
@@ -73,18 +73,22 @@ class Quantizer(nn.Module):
     def after_load(self) -> None:
         """Read back what is kept on the host, after weights were loaded."""
 
-    def forward(self, latents: Tensor) -> QuantizerOutput:
+    def forward(self, latents: Tensor, present: Tensor | None = None) -> QuantizerOutput:
         """Quantize.
 
         The arithmetic is float32 whatever the autocast and the dtype of `latents`; codes come back in that dtype.
 
         Args:
             latents: (B, N, C) float, C = `code_dim`.
+            present: (B, N) bool, which latents there are; None for all. The others are as if they had not been given:
+                they have no code and no index, and nothing is learned or measured of them. Waits for the device.
 
         Raises:
-            LatentsError: another shape or an integer dtype.
+            LatentsError: another shape or an integer dtype, or absent latents of a quantizer of whole pictures.
             RuntimeError: NaN or infinity among the latents.
         """
+        if present is not None:
+            return self._quantize_present(latents, present)
         if latents.ndim != 3 or latents.shape[-1] != self.code_dim or not latents.is_floating_point():
             raise LatentsError(
                 f"latents must be float (B, N, {self.code_dim}), got {tuple(latents.shape)} {latents.dtype}"
@@ -98,6 +102,17 @@ class Quantizer(nn.Module):
             output = self.quantize(exact)
         output.codes = output.codes.to(latents.dtype)
         return output
+
+    def _quantize_present(self, latents: Tensor, present: Tensor) -> QuantizerOutput:
+        """Quantize the present latents in a row, so that no quantizer needs to know of the others."""
+        if self.latent_grid is not None:
+            raise LatentsError(f"this quantizer takes whole grids of {self.latent_grid} latents only, got absent ones")
+        output = self(latents[present][None])
+        codes = output.codes.new_zeros(latents.shape)
+        codes[present] = output.codes[0]
+        indices = output.indices.new_full((*present.shape, *output.indices.shape[2:]), ABSENT)
+        indices[present] = output.indices[0]
+        return QuantizerOutput(codes, indices, output.losses, output.metrics)
 
     def quantize(self, latents: Tensor) -> QuantizerOutput:
         """Quantize (B, N, C) float32 latents."""

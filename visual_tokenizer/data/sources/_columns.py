@@ -17,9 +17,10 @@ def to_rows(
     image_column: str,
     caption_column: str | None,
     key_column: str | None,
+    label_column: str | None,
     where: str,
 ) -> Any:
-    """Return `table` with the columns `image` (encoded), `caption`, `key`.
+    """Return `table` with the columns `image` (encoded), `caption`, `key` and, where `label_column` names it, `label`.
 
     Without a key column a map-style row's key is its number, a streamed row's the hash of its picture.
 
@@ -27,45 +28,66 @@ def to_rows(
         DataSourceError: a column is missing; `where` names the source.
     """
     names = table.column_names
-    wanted = {"image_column": image_column, "caption_column": caption_column, "key_column": key_column}
+    wanted = {
+        "image_column": image_column,
+        "caption_column": caption_column,
+        "key_column": key_column,
+        "label_column": label_column,
+    }
     for field, column in wanted.items():
         if column is not None and names is not None and column not in names:
             raise DataSourceError(f"{where}: {field} is '{column}', but the columns are {', '.join(names)}")
     streaming = isinstance(table, datasets.IterableDataset)
     table = table.cast_column(image_column, datasets.Image(decode=False))
-    label = None if caption_column is None else (table.features or {}).get(caption_column)
-    label = label if isinstance(label, datasets.ClassLabel) else None
+    names_of_caption = _class_names(table, caption_column)
+    names_of_label = _class_names(table, label_column)
     if streaming:
-        return table.map(
-            _stream_row,
-            fn_kwargs={"image": image_column, "caption": caption_column, "key": key_column, "label": label},
-            remove_columns=names,
-        )
+        columns = {"image": image_column, "caption": caption_column, "key": key_column, "label": label_column}
+        settings = {**columns, "names_of_caption": names_of_caption, "names_of_label": names_of_label}
+        return table.map(_stream_row, fn_kwargs=settings, remove_columns=names)
     count = len(table)
     captions: Any = [""] * count if caption_column is None else table[caption_column][:]
-    if label is not None:
-        captions = [_label_name(label, value) for value in captions]
+    if names_of_caption is not None:
+        captions = [_class_name(names_of_caption, value) for value in captions]
     keys = [f"{row:09d}" for row in range(count)] if key_column is None else [str(k) for k in table[key_column][:]]
+    labels = {}
+    if label_column is not None:
+        labels["label"] = [_class_name(names_of_label, value) for value in table[label_column][:]]
     images = table.select_columns([image_column])
     if image_column != "image":
         images = images.rename_column(image_column, "image")
-    texts = datasets.Dataset.from_dict({"caption": captions, "key": keys})
+    texts = datasets.Dataset.from_dict({"caption": captions, "key": keys, **labels})
     return datasets.concatenate_datasets([images, texts], axis=1)
 
 
-def _label_name(label: datasets.ClassLabel, value: int | None) -> str:
-    return "" if value is None or value < 0 else label.int2str(value)
+def _class_names(table: Any, column: str | None) -> datasets.ClassLabel | None:
+    """Return the names of a column's numbers, if it is one of numbers that have names."""
+    feature = None if column is None else (table.features or {}).get(column)
+    return feature if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _class_name(names: datasets.ClassLabel | None, value: Any) -> str:
+    if names is None:
+        return "" if value is None else str(value)
+    return "" if value is None or value < 0 else names.int2str(value)
 
 
 def _stream_row(
-    row: dict[str, Any], image: str, caption: str | None, key: str | None, label: datasets.ClassLabel | None
+    row: dict[str, Any],
+    image: str,
+    caption: str | None,
+    key: str | None,
+    label: str | None,
+    names_of_caption: datasets.ClassLabel | None,
+    names_of_label: datasets.ClassLabel | None,
 ) -> dict[str, Any]:
     text: Any = "" if caption is None else row[caption]
     encoded = row[image] or {"bytes": b"", "path": None}
     return {
         "image": encoded,
-        "caption": text if label is None else _label_name(label, text),
+        "caption": text if names_of_caption is None else _class_name(names_of_caption, text),
         "key": _content_key(encoded) if key is None else str(row[key]),
+        **({} if label is None else {"label": _class_name(names_of_label, row[label])}),
     }
 
 

@@ -1,9 +1,10 @@
-"""File patterns of recipes, and captions beside files."""
+"""File patterns of recipes, and captions and classes beside files."""
 
 from __future__ import annotations
 
 import glob
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +44,40 @@ def read_captions(file: Path, caption_column: str | None, where: str) -> dict[st
             raise DataSourceError(f"{where}: caption_column is '{caption_column}', but there is no {file}")
         return {}
     captions = {}
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                name, caption = _caption_entry(line, caption_column, f"{file}, line {number}")
-                captions[name] = caption
+    for line, entry in _entries(file):
+        if caption_column is not None and caption_column not in entry:
+            raise DataSourceError(f"{line}: no key '{caption_column}' (caption_column); there are {', '.join(entry)}")
+        caption = entry[caption_column] if caption_column is not None else entry.get("caption", entry.get("text"))
+        captions[Path(entry["file_name"]).as_posix()] = "" if caption is None else str(caption)
     return captions
 
 
-def _caption_entry(line: str, column: str | None, where: str) -> tuple[str, str]:
-    try:
-        entry: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataSourceError(f"{where}: not JSON: {error}") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-        raise DataSourceError(f"{where}: an object with the key 'file_name' is needed, got {line.strip()[:80]}")
-    if column is not None and column not in entry:
-        raise DataSourceError(f"{where}: no key '{column}' (caption_column); there are {', '.join(entry)}")
-    caption = entry[column] if column is not None else entry.get("caption", entry.get("text"))
-    return Path(entry["file_name"]).as_posix(), "" if caption is None else str(caption)
+def read_labels(file: Path, label_column: str) -> dict[str, str]:
+    """Return the class by file name of those lines of a file, which may be missing, that have the key `label_column`.
+
+    Raises:
+        DataSourceError: a line is no object with `file_name`.
+    """
+    if not file.is_file():
+        return {}
+    return {
+        Path(entry["file_name"]).as_posix(): str(entry[label_column])
+        for _, entry in _entries(file)
+        if entry.get(label_column) is not None
+    }
+
+
+def _entries(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a file of JSON lines, each with what names its line in an error."""
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{file}, line {number}"
+            try:
+                entry: Any = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataSourceError(f"{where}: not JSON: {error}") from error
+            if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+                raise DataSourceError(f"{where}: an object with the key 'file_name' is needed, got {line.strip()[:80]}")
+            yield where, entry

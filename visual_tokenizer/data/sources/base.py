@@ -75,6 +75,9 @@ class Source:
     Samples are `{"image": PIL.Image (RGB), "caption": str, "keywords": list[str], "key": str}`; map-style
     sets add `row`, the sample's place in the unsplit set. A source of clips has `clip`, a list of its frames, in place
     of `image`, sets `content`, and its config says how many frames (`clip_frames`).
+
+    A source may say to which class a picture belongs: it names the columns in `label_columns`, and each sample holds
+    a string in each, empty where the picture has no class. Only `visual_tokenizer.evaluate --semantic` reads them.
     """
 
     Config: ClassVar[type[SourceConfig]]
@@ -87,6 +90,9 @@ class Source:
 
     reads_place: ClassVar[bool] = False
     """Whether a row's `place` in [0, 1), if it has one, says where in a longer video the clip starts."""
+
+    label_columns: tuple[str, ...] = ()
+    """Columns of classes, the one that is meant by default first."""
 
     def __init__(self, config: SourceConfig) -> None:
         self.config: Any = config
@@ -153,6 +159,10 @@ class Source:
         sample = {**row, self.content: content, "caption": "" if caption is None else str(caption)}
         sample.setdefault("keywords", [])
         return sample
+
+    def labels(self, sample: Mapping[str, Any]) -> dict[str, str]:
+        """Return the classes of a row or sample by column."""
+        return {name: str(sample.get(name) or "") for name in self.label_columns}
 
     def decode_content(self, row: Mapping[str, Any]) -> Any:
         """Return the picture, or the list of frames, of an encoded row.

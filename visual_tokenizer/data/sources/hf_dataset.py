@@ -30,6 +30,8 @@ class HFDatasetConfig(SourceConfig):
     """Column of the captions: text, a list of texts (the first counts) or a class label; null: none."""
     key_column: str | None = None
     """Column that identifies a sample; null: its row number, or in a stream the hash of its picture."""
+    label_column: str | None = None
+    """Column of the pictures' classes: names or class labels; null: none."""
     streaming: bool = False
     """Read on the way instead of storing the whole set first."""
 
@@ -38,6 +40,10 @@ class HFDataset(Source):
     """A data set of the `datasets` library."""
 
     Config = HFDatasetConfig
+
+    def __init__(self, config: HFDatasetConfig) -> None:
+        super().__init__(config)
+        self.label_columns = () if config.label_column is None else ("label",)
 
     @property
     def has_own_heldout(self) -> bool:
@@ -50,6 +56,7 @@ class HFDataset(Source):
             image_column=self.config.image_column,
             caption_column=self.config.caption_column,
             key_column=self.config.key_column,
+            label_column=self.config.label_column,
             where=f"hf_dataset {self.config.path}, split {split}",
         )
 

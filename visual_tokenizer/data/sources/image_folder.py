@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from visual_tokenizer.data.sources._files import read_captions
+from visual_tokenizer.data.sources._files import read_captions, read_labels
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 
 EXTENSIONS = frozenset(".png .jpg .jpeg .webp .gif .bmp .tif .tiff .ppm .pgm .avif .jp2 .tga .ico".split())
@@ -25,12 +25,15 @@ class ImageFolderConfig(SourceConfig):
     """File in the folder, one JSON object a line with `file_name` and a caption; it may be missing."""
     caption_column: str | None = None
     """Key of the caption in the metadata; null: `caption`, else `text`, else an empty caption."""
+    label_column: str = "label"
+    """Key of the picture's class in the metadata; without it, the name of the subfolder that the picture is in."""
 
 
 class ImageFolder(Source):
-    """Pictures of a folder; `key` is the path within it."""
+    """Pictures of a folder; `key` is the path within it. Adds the column `label`, empty for a file in no subfolder."""
 
     Config = ImageFolderConfig
+    label_columns = ("label",)
 
     @property
     def has_own_heldout(self) -> bool:
@@ -49,17 +52,21 @@ class ImageFolder(Source):
             raise DataSourceError(
                 f"image_folder: no picture below {folder} (looked for {' '.join(sorted(EXTENSIONS))})"
             )
-        captions = read_captions(folder / self.config.metadata_file, self.config.caption_column, "image_folder")
+        metadata = folder / self.config.metadata_file
+        captions = read_captions(metadata, self.config.caption_column, "image_folder")
+        labels = read_labels(metadata, self.config.label_column)
         features = datasets.Features(
             {
                 "key": datasets.Value("string"),
                 "image": datasets.Image(decode=False),
                 "caption": datasets.Value("string"),
+                "label": datasets.Value("string"),
             }
         )
         columns = {
             "key": files,
             "image": [{"bytes": None, "path": str(folder / file)} for file in files],
             "caption": [captions.get(file, "") for file in files],
+            "label": [labels.get(file, Path(file).parent.name) for file in files],
         }
         return datasets.Dataset.from_dict(columns, features=features)

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from visual_tokenizer.data.decoding import to_rgb
+from visual_tokenizer.data.sources._emoji_groups import group_and_subgroup
 from visual_tokenizer.data.sources._openmoji import (
     ATTRIBUTION,
     cache_root,
@@ -62,10 +63,15 @@ class OpenMojiConfig(SourceConfig):
 
 
 class OpenMoji(Source):
-    """Named emoji; `key` is the code points, for example `1F34E`. Adds the column `captions`, by language."""
+    """Named emoji; `key` is the code points, for example `1F34E`.
+
+    Adds the column `captions`, by language, and Unicode's `group` (nine, `Food & Drink`) and `subgroup` (about a
+    hundred, `food-fruit`).
+    """
 
     Config = OpenMojiConfig
     attribution = ATTRIBUTION
+    label_columns = ("group", "subgroup")
 
     def split_key(self, key: str) -> str:
         """Drop the skin tones, so that all variants of a drawing fall on one side of the split."""
@@ -86,10 +92,13 @@ class OpenMoji(Source):
             captions.append(names)
             keywords.append(_keywords(names[self.config.languages[0]], entry.get("alias", [])))
         first = self.config.languages[0]
+        groups, subgroups = zip(*map(group_and_subgroup, keys), strict=True)
         columns = {
             "caption": [names[first] for names in captions],
             "captions": captions,
             "keywords": keywords,
+            "group": list(groups),
+            "subgroup": list(subgroups),
         }
         return datasets.concatenate_datasets([drawings, datasets.Dataset.from_dict(columns)], axis=1)
 

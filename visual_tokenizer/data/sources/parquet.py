@@ -25,6 +25,8 @@ class ParquetConfig(SourceConfig):
     """Column of the captions: text or a list of texts (the first is taken); null: no captions."""
     key_column: str | None = None
     """Column that identifies a sample; null: its row number, or in a stream the hash of its picture."""
+    label_column: str | None = None
+    """Column of the pictures' classes: names or class labels; null: none."""
     streaming: bool = False
     """Read the files on the way instead of converting them to an Arrow cache first."""
 
@@ -33,6 +35,10 @@ class Parquet(Source):
     """Parquet files."""
 
     Config = ParquetConfig
+
+    def __init__(self, config: ParquetConfig) -> None:
+        super().__init__(config)
+        self.label_columns = () if config.label_column is None else ("label",)
 
     @property
     def has_own_heldout(self) -> bool:
@@ -49,5 +55,6 @@ class Parquet(Source):
             image_column=self.config.image_column,
             caption_column=self.config.caption_column,
             key_column=self.config.key_column,
+            label_column=self.config.label_column,
             where=f"parquet {pattern}",
         )

@@ -25,6 +25,7 @@ FEATURES = datasets.Features(
         "key": datasets.Value("string"),
         "image": datasets.Image(decode=False),
         "caption": datasets.Value("string"),
+        "label": datasets.Value("string"),
     }
 )
 
@@ -40,12 +41,18 @@ class WebDatasetConfig(SourceConfig):
     """Shards of the held-out samples, same form; null: a share of the samples of `shards`."""
     caption_key: str = "caption"
     """Key of the caption in a .json member; a .txt member comes first."""
+    label_key: str | None = None
+    """Key of the picture's class in a .json member; null: none."""
 
 
 class WebDataset(Source):
     """Tar shards. Members are read in memory only: whatever their names say, nothing is written to disk."""
 
     Config = WebDatasetConfig
+
+    def __init__(self, config: WebDatasetConfig) -> None:
+        super().__init__(config)
+        self.label_columns = () if config.label_key is None else ("label",)
 
     @property
     def has_own_heldout(self) -> bool:
@@ -55,6 +62,7 @@ class WebDataset(Source):
         shards = expand(self.config.shards if part == "main" else self.config.heldout_shards, where="webdataset")
         settings = {
             "caption_key": self.config.caption_key,
+            "label_key": self.config.label_key,
             "largest": self.config.max_pixels * BYTES_PER_PIXEL,
         }
         # `datasets` divides the list-valued argument, so each worker or `.shard(...)` reads its own tar files
@@ -63,7 +71,9 @@ class WebDataset(Source):
         )
 
 
-def _samples_of_shards(shards: list[str], caption_key: str, largest: int) -> Iterator[dict[str, Any]]:
+def _samples_of_shards(
+    shards: list[str], caption_key: str, label_key: str | None, largest: int
+) -> Iterator[dict[str, Any]]:
     for shard in shards:
         key: str | None = None
         members: dict[str, bytes] = {}
@@ -71,13 +81,13 @@ def _samples_of_shards(shards: list[str], caption_key: str, largest: int) -> Ite
             stem, _, extension = _split_name(name)
             if stem != key:
                 if key is not None:
-                    yield from _sample(key, members, caption_key)
+                    yield from _sample(key, members, caption_key, label_key)
                 key, members = stem, {}
             if extension in members:
                 logger.warning("%s: member %s appears twice, the first is kept", shard, name)
             members.setdefault(extension, content)
         if key is not None:
-            yield from _sample(key, members, caption_key)
+            yield from _sample(key, members, caption_key, label_key)
 
 
 def _split_name(name: str) -> tuple[str, str, str]:
@@ -106,24 +116,34 @@ def _members(shard: str, largest: int) -> Iterator[tuple[str, bytes]]:
         logger.warning("%s: the rest of the shard is unreadable: %s", shard, error)
 
 
-def _sample(key: str, members: dict[str, bytes], caption_key: str) -> Iterator[dict[str, Any]]:
+def _sample(
+    key: str, members: dict[str, bytes], caption_key: str, label_key: str | None
+) -> Iterator[dict[str, Any]]:
     """Yield the sample of one group, if it holds a picture."""
     for extension in IMAGE_EXTENSIONS:
         if extension in members:
             image = {"bytes": members[extension], "path": f"{key}.{extension}"}
-            yield {"key": key, "image": image, "caption": _caption(key, members, caption_key)}
+            entry = _entry(key, members)
+            caption = members["txt"].decode("utf-8", errors="replace").strip() if "txt" in members else None
+            yield {
+                "key": key,
+                "image": image,
+                "caption": _text(entry, caption_key) if caption is None else caption,
+                "label": "" if label_key is None else _text(entry, label_key),
+            }
             return
 
 
-def _caption(key: str, members: dict[str, bytes], caption_key: str) -> str:
-    if "txt" in members:
-        return members["txt"].decode("utf-8", errors="replace").strip()
-    if "json" in members:
-        try:
-            entry = json.loads(members["json"])
-        except ValueError as error:
-            logger.warning("%s.json is not JSON: %s", key, error)
-            return ""
-        caption = entry.get(caption_key) if isinstance(entry, dict) else None
-        return "" if caption is None else str(caption)
-    return ""
+def _entry(key: str, members: dict[str, bytes]) -> dict[str, Any]:
+    """Return the object in a .json member; an empty one where there is none."""
+    try:
+        entry = json.loads(members.get("json", b"{}"))
+    except ValueError as error:
+        logger.warning("%s.json is not JSON: %s", key, error)
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _text(entry: dict[str, Any], key: str) -> str:
+    value = entry.get(key)
+    return "" if value is None else str(value)
