@@ -83,12 +83,14 @@ def merge_vocabulary(
         VocabularyMergeError: unknown `embedding_init`, a slow tokenizer, a tokenizer that was merged before.
         EmbeddingError: quantized or absent embeddings.
         ConfigError: an unknown field of the layout. UnknownPartError: an unknown layout.
+        GridError: pictures of different numbers of tokens in a layout that writes no size.
     """
     _check_arguments(text_tokenizer, embedding_init, pad_to_multiple_of, head_spread)
     check_resizable(language_model)
     grid = visual_tokenizer.token_grid()
     section = {"type": layout} if isinstance(layout, str) else layout
-    config = LayoutConfig.family.config(section).for_grid(grid)
+    config: LayoutConfig = LayoutConfig.family.config(section)
+    config = config.for_lengths(grid[0]) if visual_tokenizer.has_variable_length else config.for_grid(grid)
     table_rows = embedding_table(language_model).weight.shape[0]
     text_length = max(len(text_tokenizer), 1 + max(text_tokenizer.get_vocab().values()))
     tokenizer = copy.deepcopy(text_tokenizer)

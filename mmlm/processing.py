@@ -21,6 +21,7 @@ from mmlm.placeholders import deal_out, to_batch
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
 from visual_tokenizer.locations import require_folder
+from visual_tokenizer.token_lengths import own_tokens
 
 CODEC_FOLDER = "visual_tokenizer"
 SAMPLING_DEFAULTS = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -96,6 +97,16 @@ class MultimodalProcessor(ProcessorMixin):
         return tuple(self._codec().token_grid(size["height"], size["width"], 0))
 
     @property
+    def grids(self) -> list[tuple[int, ...]]:
+        """Token grids that such a picture may have: `grid`, or one a length where pictures have as many tokens as they
+        need; those that the layout has a block for."""
+        if not self._codec().has_variable_length:
+            return [self.grid]
+        lengths = range(1, self.grid[0] + 1)
+        allowed = getattr(self.layout, "lengths", lengths)
+        return [(length,) for length in lengths if length in allowed]
+
+    @property
     def dead_ids(self) -> Tensor:
         """Ids (n,) int64 of rows that stand for no token; never sample them."""
         ranges = self.merge.dead_ranges if self.merge is not None else []
@@ -107,15 +118,22 @@ class MultimodalProcessor(ProcessorMixin):
 
     @torch.no_grad()
     def encode_images(self, images: Any) -> Tensor:
-        """Return indices (B, *grid) or (B, *grid, num_codebooks) int64 on the CPU of a list of B pictures."""
+        """Return indices (B, *grid) or (B, *grid, num_codebooks) int64 on the CPU of a list of B pictures.
+
+        Where pictures have as many tokens as they need, a row is `ABSENT` (−1) behind its own.
+        """
         codec = self._codec()
         pixels = self.image_processor(images, return_tensors="pt")["pixel_values"]
         parts = [codec.encode(part.to(codec.device, codec.dtype)) for part in pixels.split(ENCODE_BATCH)]
         return torch.cat(parts).cpu()
 
     def image_block(self, indices: Tensor) -> Tensor:
-        """Return the picture block (L,) int64 of one picture's indices (*grid) or (*grid, num_codebooks)."""
-        return self.layout.block(indices)
+        """Return the picture block (L,) int64 of one picture's indices (*grid) or (*grid, num_codebooks).
+
+        Of a picture without rows only its own tokens are in the block, not `ABSENT` ones behind them.
+        """
+        has_rows = indices.ndim > (2 if self.vocabulary.num_codebooks > 1 else 1)
+        return self.layout.block(indices if has_rows else own_tokens(indices[None])[0])
 
     @torch.no_grad()
     def encode_clips(self, clips: Sequence[Sequence[Any]]) -> Tensor:

@@ -119,7 +119,7 @@ def generate_best(
         processor,
         prompts,
         num_images_per_prompt=candidates,
-        grid=processor.grid if grid is None else grid,
+        grid=grid,
         **settings,
     ).cpu()
     images = processor.decode_indices(indices)

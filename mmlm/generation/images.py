@@ -12,6 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from mmlm.block_grammar import BlockGrammar
+from mmlm.generation.block_drawing import draw_blocks
 from mmlm.generation.drawing import draw_pictures
 from mmlm.generation.guidance import choose_guidance
 from mmlm.generation.loop import evaluation_mode
@@ -19,6 +21,7 @@ from mmlm.generation.previews import OnRows, preview_images, steps_of_rows
 from mmlm.generation.prompts import read_prompts
 from mmlm.generation.sampling import GenerationError, RowSampler, check_sampling, row_uniforms
 from mmlm.processing import MultimodalProcessor
+from visual_tokenizer.token_lengths import pad_tokens
 
 
 def generate_images(
@@ -59,7 +62,8 @@ def generate_images(
         seed: any whole number, or one for each prompt.
         num_images_per_prompt: pictures of each prompt, 1 or more.
         batch_size: pictures at a time, 1 or more; guidance doubles or trebles the rows.
-        grid: token grid of the pictures, (H, W) or (N,); by default that of the image processor's size.
+        grid: token grid of the pictures, (H, W) or (N,); by default that of the image processor's size or, where
+            pictures have as many tokens as they need, as many as the model thinks right.
         show_progress: draw a bar on stderr.
         image_guidance_scale: turns on Chameleon's guidance with three contexts, in which `guidance_scale` is the
             text's; see `mmlm.generation.guidance`.
@@ -88,7 +92,7 @@ def generate_images(
             seed=seed,
             num_images_per_prompt=num_images_per_prompt,
             batch_size=batch_size,
-            grid=processor.grid if grid is None else grid,
+            grid=grid,
             show_progress=show_progress,
             image_guidance_scale=image_guidance_scale,
             negative_prompt=negative_prompt,
@@ -111,7 +115,7 @@ def generate_indices(
     seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
     batch_size: int = 16,
-    grid: Sequence[int],
+    grid: Sequence[int] | None = None,
     show_progress: bool = False,
     image_guidance_scale: float | None = None,
     negative_prompt: str | None = None,
@@ -119,7 +123,10 @@ def generate_indices(
     rows_per_preview: int = 1,
     compile: bool = False,
 ) -> Tensor:
-    """Return the visual indices of pictures, (B, *grid) or (B, *grid, num_codebooks) int64; see `generate_images`."""
+    """Return the visual indices of pictures, (B, *grid) or (B, *grid, num_codebooks) int64; see `generate_images`.
+
+    Where the model chooses the lengths, the rows are `ABSENT` behind each picture's own indices.
+    """
     saved: dict[str, Any] = processor.sampling
     temperature = saved["temperature"] if temperature is None else temperature
     top_k = saved["top_k"] if top_k is None else top_k
@@ -138,24 +145,32 @@ def generate_indices(
     )
     processor.check_model(model)
     layout = processor.layout
-    steps = int((layout.body(grid) < 0).nonzero()[-1]) + 1
+    grids = processor.grids if grid is None else [tuple(grid)]
+    grammar = BlockGrammar(layout, grids) if len(grids) > 1 else None
+    grid = grids[-1]  # the largest
+    steps = len(layout.body(grid)) if grammar is not None else int((layout.body(grid) < 0).nonzero()[-1]) + 1
     texts = [prompt for prompt in read_prompts(processor, prompts) for _ in range(num_images_per_prompt)]
     streams = []
     seen: Counter[tuple[int, str]] = Counter()
     for prompt, own in zip(texts, _seeds(seed, len(prompts), num_images_per_prompt), strict=True):
         streams.append(row_uniforms(own, prompt.name, seen[own, prompt.name], steps))
         seen[own, prompt.name] += 1
-    found = []
+    found: list[Tensor] = []
     with evaluation_mode(model), tqdm(total=len(texts), desc="drawing", disable=not show_progress) as bar:
         for start in range(0, len(texts), batch_size):
             part = texts[start : start + batch_size]
             uniforms = torch.stack(streams[start : start + batch_size]).to(model.device)
             sampler = RowSampler(uniforms, 0, temperature, top_k, top_p)
-            show = None if on_rows is None else _previews(processor, grid, rows_per_preview, start, on_rows)
-            found.append(draw_pictures(model, layout, grid, part, guidance, sampler, show, compile))
+            if grammar is not None:
+                tell = None if on_rows is None else _growing(processor, rows_per_preview, start, on_rows)
+                found += draw_blocks(model, grammar, part, guidance, sampler, tell, compile)
+            else:
+                show = None if on_rows is None else _previews(processor, grid, rows_per_preview, start, on_rows)
+                drawn = draw_pictures(model, layout, grid, part, guidance, sampler, show, compile)
+                found.append(layout.indices_of(drawn, grid))
             sampler.check_sound()
             bar.update(len(part))
-    return layout.indices_of(torch.cat(found), grid)
+    return torch.cat(found) if grammar is None else pad_tokens(found, grid[0])
 
 
 def _previews(
@@ -169,6 +184,18 @@ def _previews(
         if step in shown:
             for number, image in enumerate(preview_images(processor, visual_ids, grid, shown[step]), first):
                 on_rows(image, shown[step], number)
+
+    return show
+
+
+def _growing(processor: MultimodalProcessor, every: int, first: int, on_rows: OnRows) -> Callable[[int, Tensor], None]:
+    """Return what to call after a picture's token, where pictures have as many as they need."""
+
+    def show(number: int, visual_ids: Tensor) -> None:
+        count, rest = divmod(len(visual_ids), processor.vocabulary.num_codebooks)
+        if not rest and count % every == 0 and (count,) in processor.grids:
+            (image,) = preview_images(processor, visual_ids[None], (count,), count)
+            on_rows(image, count, first + number)
 
     return show
 

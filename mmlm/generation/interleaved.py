@@ -148,7 +148,8 @@ def _opener(processor: MultimodalProcessor) -> int | None:
 
 def _usual_grids(processor: MultimodalProcessor) -> list[Grid]:
     lengths = getattr(processor.layout, "lengths", None)
-    return [processor.grid] if lengths is None else [(length,) for length in lengths]
+    is_free = processor.codec is not None and processor.codec.has_variable_length
+    return processor.grids if lengths is None or is_free else [(length,) for length in lengths]
 
 
 class _Writer:

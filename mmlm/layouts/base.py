@@ -80,6 +80,14 @@ class LayoutConfig(PartConfig, package="mmlm.layouts"):
         """Return this config with what depends on the visual tokenizer's usual token `grid` filled in."""
         return dataclasses.replace(self, grid_rank=len(grid))
 
+    def for_lengths(self, most: int) -> LayoutConfig:
+        """Return this config for a visual tokenizer that gives a picture as many tokens as it needs, 1 to `most`.
+
+        Raises:
+            GridError: a layout in which every picture has the same size.
+        """
+        return self.for_grid((most,))
+
     def structural_tokens(self) -> list[str]:
         """Return the names of the layout's own tokens, in the order in which they get new ids."""
         own = [value for key, value in vars(self).items() if key.endswith("_token")]
@@ -111,6 +119,12 @@ class FixedGridConfig(LayoutConfig):
         if self.height:
             height, width = self.height, self.width
         return dataclasses.replace(self, grid_rank=len(grid), height=height, width=width)
+
+    def for_lengths(self, most: int) -> FixedGridConfig:
+        raise GridError(
+            f"layout '{self.type}' writes no size, so that every picture must have the same, and this visual tokenizer "
+            f"gives 1 to {most} tokens: take 'sequence'"
+        )
 
     def check_size(self, height: int, width: int) -> None:
         """Raise `GridError` unless a picture has this size."""

@@ -26,7 +26,8 @@ class SequenceLayoutConfig(LayoutConfig):
     end_image_token: str = "</img>"
     """Closes a block."""
     min_length: int = 0
-    """Fewest positions of a picture; 0: as many as `max_length`."""
+    """Fewest positions of a picture; 0: as many as `max_length`, or 1 where the visual tokenizer gives as many as a
+    picture needs."""
     max_length: int = 0
     """Most positions of a picture; 0: as many as the visual tokenizer gives at its image_size."""
     grid_rank: int = 1
@@ -44,6 +45,9 @@ class SequenceLayoutConfig(LayoutConfig):
     def for_grid(self, grid: Grid) -> SequenceLayoutConfig:
         most = self.max_length or grid[-1]
         return dataclasses.replace(self, grid_rank=len(grid), max_length=most, min_length=self.min_length or most)
+
+    def for_lengths(self, most: int) -> SequenceLayoutConfig:
+        return dataclasses.replace(self, max_length=self.max_length or most, min_length=self.min_length or 1)
 
 
 class SequenceLayout(Layout):

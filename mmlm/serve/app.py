@@ -150,6 +150,7 @@ def _drawing(body: ImageRequest, engine: Engine) -> Drawing:
             assert processor.codec is not None
             grid = tuple(processor.codec.token_grid(height, width, 0))
             processor.layout.template(grid)
+            grid = None if processor.codec.has_variable_length else grid  # it has one size, and any number of tokens
         except ValueError as error:
             raise RequestError(f"this model cannot draw {body.size}: {error}", param="size") from error
     prompt = [*given, body.prompt] if given else body.prompt

@@ -213,7 +213,7 @@ class Engine:
                 [request.prompt for request in owners],
                 seed=[request.seed for request in owners],
                 batch_size=self.limits.batch_size,
-                grid=self.processor.grid if requests[0].grid is None else requests[0].grid,
+                grid=requests[0].grid,
                 on_rows=on_rows if any(request.wants_rows for request in requests) else None,
                 **requests[0].settings,
             ).cpu()

@@ -43,6 +43,9 @@ class Encoder(nn.Module):
         self.config: Any = config
         self.image_size = image_size
 
+    def read_weights(self) -> None:
+        """Take the pretrained weights that training begins with, where the config names some."""
+
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
         """Return the shape of the tokens of one picture of that size in pixels.
 

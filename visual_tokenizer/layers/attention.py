@@ -16,6 +16,7 @@ from torch.nn import functional as F
 class CrossAttention(nn.Module):
     """Multi-head attention: queries (B, M, C), keys and values (B, N, C) → (B, M, C).
 
+    Where `present` (B, N) bool is given, the others' values count nothing; each row has one or more that are present.
     Keys have no bias: it would add the same to all scores of a query, which the softmax takes away.
     """
 
@@ -30,13 +31,14 @@ class CrossAttention(nn.Module):
     def _heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, present: Tensor | None = None) -> Tensor:
         query, key, value = (
             self._heads(self.query(queries)),
             self._heads(self.key(keys)),
             self._heads(self.value(values)),
         )
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mask = None if present is None else present[:, None, None]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.projection(mixed.transpose(1, 2).flatten(2))
 
 

@@ -54,7 +54,7 @@ class Metric:
         Args:
             pixels: (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1].
             reconstruction: of the same shape.
-            indices: (B, *token_grid[, num_codebooks]) int64.
+            indices: (B, *token_grid[, num_codebooks]) int64; `ABSENT` behind a picture's own tokens.
         """
         raise NotImplementedError
 

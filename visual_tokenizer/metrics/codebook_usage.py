@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from visual_tokenizer.metrics.base import Metric, MetricConfig, NoDataError
+from visual_tokenizer.outputs import ABSENT
 
 
 def count_indices(indices: Tensor, codebook_size: int, num_codebooks: int = 1) -> Tensor:
@@ -103,8 +104,9 @@ class CodebookUsage(Metric):
         super().__init__(config, {"counts": counts})
 
     def observe(self, pixels: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
-        """Count the indices; see the base class."""
-        self.update(indices)
+        """Count the indices but `ABSENT` ones; see the base class."""
+        rows = indices.reshape(-1, self.num_codebooks)
+        self.update(rows[rows[:, 0] != ABSENT])
 
     def update(self, indices: Tensor) -> None:
         """Count `indices`: integers of any shape, or (..., num_codebooks) with several codebooks."""

@@ -116,9 +116,7 @@ def _members(shard: str, largest: int) -> Iterator[tuple[str, bytes]]:
         logger.warning("%s: the rest of the shard is unreadable: %s", shard, error)
 
 
-def _sample(
-    key: str, members: dict[str, bytes], caption_key: str, label_key: str | None
-) -> Iterator[dict[str, Any]]:
+def _sample(key: str, members: dict[str, bytes], caption_key: str, label_key: str | None) -> Iterator[dict[str, Any]]:
     """Yield the sample of one group, if it holds a picture."""
     for extension in IMAGE_EXTENSIONS:
         if extension in members:

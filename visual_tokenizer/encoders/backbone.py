@@ -1,0 +1,80 @@
+"""A frozen network's features, place by place: what tokenizers of meaning begin with.
+
+Papers: LaVIT (Jin et al., 2023), arXiv:2309.04669, section 3.1, and SEED (Ge et al., 2023), arXiv:2307.08041, section
+3.1, whose tokenizers stand on a frozen EVA-CLIP; any file of `visual_tokenizer/backbones` will do. The network's
+weights are not saved with the tokenizer: whoever loads it needs them too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visual_tokenizer.backbones.base import (
+    NetworkHolder,
+    check_layers,
+    load_backbone,
+    require_pictures,
+    resize_shorter_side,
+)
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.layers.convolution import tokens_from_map
+
+
+@dataclass(kw_only=True)
+class BackboneEncoderConfig(EncoderConfig):
+    """Fields of the frozen network."""
+
+    network: str = "efficientnet_lite0"
+    """A file of `visual_tokenizer/backbones`."""
+
+    network_weights: str | None = None
+    """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
+
+    level: int = 3
+    """Level of the network whose features are the latents, 0 the finest."""
+
+    size: int | None = None
+    """Pixels of the shorter side that the network sees; null: pictures as they are."""
+
+    def __post_init__(self) -> None:
+        if self.level < 0:
+            raise ValueError(f"level must be 0 or more, got {self.level}")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size must be 1 or more, or null, got {self.size}")
+
+
+class BackboneEncoder(NetworkHolder, Encoder):
+    """One level of a network that never learns."""
+
+    Config = BackboneEncoderConfig
+
+    def __init__(self, config: BackboneEncoderConfig, *, image_size: int) -> None:
+        super().__init__(config, image_size=image_size)
+        with torch.device("cpu"):  # a tokenizer is built without storage before its own weights are read
+            network = load_backbone(config.network, config.network_weights)
+        require_pictures(network)
+        check_layers([config.level], network)
+        self.hold(network)
+        self.width = network.feature_dims[config.level]
+        self._grids: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        size, level = self.config.size, self.config.level
+        seen = pixels if size is None else resize_shorter_side(pixels, size)
+        return self.network.features(seen, level + 1)[level]
+
+    @torch.no_grad()
+    def token_grid(self, height: int, width: int) -> tuple[int, ...]:
+        if height < 1 or width < 1:
+            raise ResolutionError(f"height and width must be 1 or more, got {height} × {width}")
+        if (height, width) not in self._grids:
+            weight = next(self.network.parameters())
+            blank = torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device)
+            self._grids[height, width] = tuple(self._features(blank).shape[2:])
+        return self._grids[height, width]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return tokens_from_map(self._features(pixels)).to(pixels.dtype)

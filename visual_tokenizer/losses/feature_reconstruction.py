@@ -1,0 +1,127 @@
+"""Queries of a grid read the features of a frozen network from codes of any number.
+
+Paper: Unified Language-Vision Pretraining in LLM with Dynamic Discrete Visual Tokenization (Jin et al., 2023),
+arXiv:2309.04669, section 3.1: learned queries, one a place, read the codes block by block; two layers with tanh between
+lead to the teacher's features; the loss is 1 − cos at every place, kept or dropped. `feature_distillation` is for codes
+that stand on a grid themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visual_tokenizer.backbones.base import (
+    NetworkHolder,
+    check_layers,
+    check_pixels,
+    load_backbone,
+    require_pictures,
+    resize_shorter_side,
+)
+from visual_tokenizer.layers.code_reader import CodeReader
+from visual_tokenizer.losses.base import Loss, LossConfig
+from visual_tokenizer.outputs import TokenizerOutput
+
+
+@dataclass(kw_only=True)
+class FeatureReconstructionConfig(LossConfig):
+    """Fields of the reconstruction of features; the defaults are the paper's, but for the teacher."""
+
+    network: str = "efficientnet_lite0"
+    """Teacher: a file of `visual_tokenizer/backbones`."""
+
+    network_weights: str | None = None
+    """State dict of the teacher (`transformers_vision`: folder or name); null: that of the installed package."""
+
+    level: int = 3
+    """Level of the teacher whose features are read, 0 the finest."""
+
+    size: int | None = None
+    """Pixels of the shorter side that the teacher sees; null: pictures as they are."""
+
+    code_dim: int = 32
+    """Channels of a code, the quantizer's; 1 or more."""
+
+    num_latents: int = 256
+    """Most tokens of a picture; 1 or more."""
+
+    grid_size: int = 16
+    """Side of the grid of queries, to which the teacher's map is brought; 1 or more."""
+
+    width: int = 1408
+    """Channels of the queries; a multiple of `heads`."""
+
+    depth: int = 12
+    """Blocks; 1 or more."""
+
+    heads: int = 16
+    """Attention heads; 1 or more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("code_dim", "num_latents", "grid_size", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
+        if self.level < 0:
+            raise ValueError(f"level must be 0 or more, got {self.level}")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size must be 1 or more, or null, got {self.size}")
+
+
+class FeatureReconstruction(NetworkHolder, Loss):
+    """1 − cos(head(queries that read the codes), teacher), averaged over pictures and places."""
+
+    Config = FeatureReconstructionConfig
+
+    def __init__(self, config: FeatureReconstructionConfig) -> None:
+        super().__init__(config)
+        network = load_backbone(config.network, config.network_weights)
+        require_pictures(network)
+        check_layers([config.level], network)
+        self.hold(network)
+        self.projection = nn.Linear(config.code_dim, config.width)
+        self.reader = CodeReader(config.num_latents, config.grid_size**2, config.width, config.depth, config.heads)
+        self.head = nn.Sequential(
+            nn.Linear(config.width, config.width),
+            nn.Tanh(),
+            nn.Linear(config.width, network.feature_dims[config.level]),
+        )
+
+    @torch.no_grad()
+    def target(self, pixels: Tensor) -> Tensor:
+        """Return the teacher's features on the grid of queries, (B, grid_size², C)."""
+        check_pixels(pixels)
+        level, size, side = self.config.level, self.config.size, self.config.grid_size
+        resized = pixels if size is None else resize_shorter_side(pixels, size)
+        maps = self.network.features(resized, level + 1)[level].float()
+        if tuple(maps.shape[2:]) != (side, side):
+            shrinks = max(maps.shape[2:]) > side
+            maps = F.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=shrinks)
+        return maps.flatten(2).transpose(1, 2)
+
+    def predict(self, codes: Tensor, present: Tensor | None = None) -> Tensor:
+        """Return what is read from (B, N, code_dim) codes, (B, grid_size², C of the teacher)."""
+        return self.head(self.reader(self.projection(codes), present))
+
+    def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
+        """Return the mean of 1 − cos, a float32 scalar in [0, 2]; gradients reach head, codes and encoder.
+
+        Raises:
+            ValueError: clips, or codes that this loss was not made for.
+        """
+        _, length, channels = output.codes.shape
+        if channels != self.config.code_dim or length > self.config.num_latents:
+            raise ValueError(
+                f"code_dim and num_latents must be those of the tokenizer, {channels} and {length}, "
+                f"got {self.config.code_dim} and {self.config.num_latents}"
+            )
+        predicted = self.predict(output.codes, output.present).float()
+        return 1 - F.cosine_similarity(predicted, self.target(batch["pixels"]), dim=2).mean()
