@@ -1,0 +1,150 @@
+"""Entry point: `accelerate launch -m visual_tokenizer.pretrain --config RECIPE --tokenizer DIR`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments, set_seed
+
+from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.modeling import CheckpointMismatchError, VisualTokenizer
+from visual_tokenizer.pretraining.batches import HeldoutPictures, MaskedBatches
+from visual_tokenizer.pretraining.beit import beit_config, build_beit
+from visual_tokenizer.pretraining.complete_checkpoints import list_checkpoints, step_of
+from visual_tokenizer.pretraining.evaluation import masking_of, pictures_of
+from visual_tokenizer.pretraining.export import save_final
+from visual_tokenizer.pretraining.feature_probe import UnlabelledPicturesError
+from visual_tokenizer.pretraining.recipe import PretrainingRecipe
+from visual_tokenizer.pretraining.run_files import PredictedSamples, RunFiles
+from visual_tokenizer.pretraining.targets import TokenTargets, UnsuitableTokenizerError, check_token_grid
+from visual_tokenizer.pretraining.trainer import MaskedImageTrainer
+from visual_tokenizer.pretraining.trainer_arguments import training_arguments
+from visual_tokenizer.probe import measure, show
+from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
+from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.run_folder import RunLock
+from visual_tokenizer.train import USER_ERRORS
+from visual_tokenizer.training_data import Share
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "python -m visual_tokenizer.pretrain"
+
+ABOUT = """\
+Pre-train a vision transformer to predict a frozen visual tokenizer's indices where patches are hidden (BEiT). The
+result, in OUTPUT_DIR/final, is an ordinary BEiT of transformers. A run that was interrupted goes on from its newest
+complete checkpoint when the same command is given again.
+
+Examples:
+  one GPU, or a CPU
+    python -m visual_tokenizer.pretrain --config recipes/pretraining/openmoji_beit.yaml --tokenizer DIR
+  eight GPUs
+    accelerate launch --multi_gpu --num_processes 8 -m visual_tokenizer.pretrain \\
+        --config recipes/pretraining/paper/beit_base.yaml --tokenizer DIR
+  BEiT v2's second head
+    python -m visual_tokenizer.pretrain --config recipes/pretraining/openmoji_beit.yaml --tokenizer DIR \\
+        --patch_aggregation "{layer: 4, head_layers: 2}"
+  a few steps, to see that everything is there
+    python -m visual_tokenizer.pretrain --config RECIPE.yaml --tokenizer DIR --smoke true"""
+
+
+def find_checkpoint(recipe: PretrainingRecipe) -> Path | None:
+    """Return the newest complete checkpoint, if there is one.
+
+    Raises:
+        ConfigError: there is one, and the recipe does not want to resume.
+    """
+    found = list_checkpoints(Path(recipe.output_dir))
+    if found and not recipe.training.resume:
+        raise ConfigError(
+            f"training.resume must be true to go on from {found[-1]}; or name another output_dir, got false"
+        )
+    return found[-1] if found else None
+
+
+def build_trainer(
+    recipe: PretrainingRecipe, tokenizer: VisualTokenizer, args: TrainingArguments, first_step: int
+) -> MaskedImageTrainer:
+    """Make data, model and trainer of a run that goes on from `first_step`."""
+    training, masking = recipe.training, masking_of(recipe)
+    size = recipe.per_device_batch_size(args.world_size)
+    batches = MaskedBatches(
+        SourceConfig.family.build(recipe.data.source),
+        recipe.data,
+        masking,
+        image_size=recipe.image_size,
+        seed=training.seed,
+        share=Share(args.process_index, args.world_size, training.gradient_accumulation_steps, size),
+        first_step=first_step,
+        steps=training.max_steps,
+    )
+    heldout = HeldoutPictures(pictures_of(recipe, "heldout", training.max_evaluation_pictures), masking)
+    targets = TokenTargets(tokenizer, recipe.tokenizer_image_size or tokenizer.config.image_size)
+    shown = heldout.spread(training.sample_pictures)
+    samples = PredictedSamples(targets, *shown, recipe.patch_grid, training.sample_every_steps, recipe.output_dir)
+    set_seed(training.seed)
+    return MaskedImageTrainer(
+        build_beit(recipe, beit_config(recipe, tokenizer)),
+        args,
+        targets=targets,
+        batches=batches,
+        heldout=heldout,
+        keep_checkpoints=training.keep_checkpoints,
+        callbacks=[RunFiles(recipe.output_dir), samples],
+    )
+
+
+def pretrain(recipe: PretrainingRecipe) -> Path:
+    """Run a recipe and return the folder of the trained model; every process calls this.
+
+    Raises:
+        UnsuitableTokenizerError: its tokens are not one to a patch.
+        ConfigError, DataSourceError, …: what a user can get wrong, each with field, value and rule.
+    """
+    # Before the arguments: under ZeRO-3 they shard whatever is loaded.
+    tokenizer = VisualTokenizer.from_pretrained(recipe.tokenizer, dtype=torch.float32)
+    size = recipe.tokenizer_image_size or tokenizer.config.image_size
+    check_token_grid(tokenizer, recipe.image_size, recipe.model.patch_size, size)
+    args = training_arguments(recipe)
+    lock = RunLock(Path(recipe.output_dir)) if args.process_index == 0 else None
+    try:
+        checkpoint = find_checkpoint(recipe)
+        if args.process_index == 0:
+            save_recipe(recipe, recipe.output_dir)
+            if checkpoint is not None:
+                logger.info("going on from %s", checkpoint)
+        trainer = build_trainer(recipe, tokenizer, args, 0 if checkpoint is None else step_of(checkpoint))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return save_final(trainer, tokenizer, recipe)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Pre-train by the command line's recipe, measure, and return the exit code."""
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    logging.basicConfig(level=logging.INFO if is_first else logging.ERROR, format="%(message)s")
+    try:
+        words = with_smoke(sys.argv[1:] if arguments is None else arguments)
+        recipe = parse_arguments(PretrainingRecipe, words, program=PROGRAM, about=ABOUT)
+        final = pretrain(recipe)
+        if is_first:
+            print(f"saved {final}")
+            show(measure(final, recipe, final / "probe.json")["metrics"])
+    except (*USER_ERRORS, CheckpointMismatchError, UnsuitableTokenizerError, UnlabelledPicturesError) as error:
+        if is_first:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

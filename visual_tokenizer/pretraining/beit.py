@@ -1,0 +1,72 @@
+"""The transformer as the paper begins with it. Paper: BEiT (Bao et al., 2022), arXiv:2106.08254, sections 2.2 and 2.5.
+
+The class is transformers' `BeitForMaskedImageModeling`; this file makes its config from a recipe and gives it the
+paper's initial weights, of which transformers draws some otherwise: class and mask embedding begin at random, not at 0,
+and what block l adds to the residual stream is divided by √(2l), which keeps the training of deep ones stable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BeitConfig, BeitForMaskedImageModeling
+
+from visual_tokenizer.modeling import VisualTokenizer
+from visual_tokenizer.pretraining.patch_aggregation import BeitWithPatchAggregation
+from visual_tokenizer.pretraining.recipe import PretrainingRecipe
+
+
+def beit_config(recipe: PretrainingRecipe, tokenizer: VisualTokenizer) -> BeitConfig:
+    """Return the config of a transformer that predicts this tokenizer's indices."""
+    model = recipe.model
+    return BeitConfig(
+        vocab_size=tokenizer.codebook_size * tokenizer.num_codebooks,
+        image_size=recipe.image_size,
+        patch_size=model.patch_size,
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        intermediate_size=model.intermediate_size,
+        layer_norm_eps=1e-6,
+        layer_scale_init_value=model.layer_scale,
+        drop_path_rate=model.drop_path,
+        use_mask_token=True,
+        use_shared_relative_position_bias=model.relative_positions,
+        use_absolute_position_embeddings=model.absolute_positions,
+        use_mean_pooling=True,
+    )
+
+
+def build_beit(recipe: PretrainingRecipe, config: BeitConfig) -> BeitForMaskedImageModeling:
+    """Return a new model with random weights of the global generator."""
+    model: BeitForMaskedImageModeling
+    if recipe.patch_aggregation is None:
+        model = BeitForMaskedImageModeling(config)
+    else:
+        section = recipe.patch_aggregation
+        model = BeitWithPatchAggregation(config, layer=section.layer, head_layers=section.head_layers)
+        scale_residual_branches(model.aggregation, first=section.layer + 1)
+    draw_embeddings(model)
+    scale_residual_branches(model.beit.layers, first=1)
+    return model
+
+
+@torch.no_grad()
+def draw_embeddings(model: BeitForMaskedImageModeling) -> None:
+    """Draw class token, mask token and positions from a normal distribution, cut off at one standard deviation."""
+    embeddings, std = model.beit.embeddings, model.config.initializer_range
+    for table in (embeddings.cls_token, embeddings.mask_token, embeddings.position_embeddings):
+        if table is not None:
+            nn.init.trunc_normal_(table, std=std, a=-std, b=std)
+
+
+@torch.no_grad()
+def scale_residual_branches(blocks: Iterable[Any], first: int) -> None:
+    """Divide the last matrices of attention and feed-forward layer of block number l by √(2l), l from `first` on."""
+    for number, block in enumerate(blocks, first):
+        for matrix in (block.attention.o_proj, block.mlp.fc2):
+            matrix.weight.div_(math.sqrt(2 * number))

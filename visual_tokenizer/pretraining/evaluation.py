@@ -1,0 +1,96 @@
+"""Measure a pre-trained model: masked tokens of held-out pictures, and what its frozen features are good for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import BeitForMaskedImageModeling
+
+from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.pretraining.batches import HeldoutPictures
+from visual_tokenizer.pretraining.beit import build_beit
+from visual_tokenizer.pretraining.feature_probe import default_layers, labelled_features, probe
+from visual_tokenizer.pretraining.masking import BlockMasking
+from visual_tokenizer.pretraining.objective import MaskedTokenMeter
+from visual_tokenizer.pretraining.recipe import PretrainingRecipe
+from visual_tokenizer.pretraining.targets import TokenTargets
+from visual_tokenizer.training_data import PictureSet
+
+
+def masking_of(recipe: PretrainingRecipe) -> BlockMasking:
+    """Return the masks of a recipe."""
+    section = recipe.masking
+    return BlockMasking(
+        recipe.patch_grid,
+        masked_patches=section.masked_patches,
+        min_block_patches=section.min_block_patches,
+        min_aspect=section.min_aspect,
+        seed=recipe.training.seed,
+    )
+
+
+def pictures_of(recipe: PretrainingRecipe, split: str, most: int) -> PictureSet:
+    """Return at most `most` pictures of a split, centre-cropped."""
+    source = SourceConfig.family.build(recipe.data.source)
+    return PictureSet(source, split, recipe.data, image_size=recipe.image_size, max_pictures=most)
+
+
+@torch.no_grad()
+def measure_masked_tokens(
+    model: nn.Module, targets: TokenTargets, heldout: HeldoutPictures, device: torch.device, batch_size: int = 64
+) -> dict[str, float]:
+    """Return `masked_loss` in nats a token and `masked_accuracy` over all held-out pictures, each once."""
+    meter = MaskedTokenMeter(device)
+    for start in range(0, len(heldout), batch_size):
+        items = [heldout[index] for index in range(start, min(start + batch_size, len(heldout)))]
+        pixels, mask = (
+            torch.stack([item[name] for item in items]).to(device) for name in ("pixel_values", "bool_masked_pos")
+        )
+        meter.add(model(pixel_values=pixels, bool_masked_pos=mask).logits, targets(pixels), mask)
+    return meter.flush(Accelerator(cpu=device.type == "cpu"))
+
+
+def measure_features(
+    model: BeitForMaskedImageModeling, recipe: PretrainingRecipe, device: torch.device
+) -> dict[str, float]:
+    """Return the accuracies of `feature_probe.probe` for the model, the same with random weights, and pixels.
+
+    Raises:
+        UnlabelledPicturesError: the source has no such labels.
+    """
+    section, seed = recipe.probe, recipe.training.seed
+    assert section.label_column is not None
+    layers = section.layers or default_layers(recipe.model.layers)
+    with _seeded(seed):
+        untrained: nn.Module = build_beit(recipe, model.config).beit
+    networks: dict[str, Any] = {"trained": model.beit.eval(), "random": untrained.to(device).eval()}
+    found = [
+        labelled_features(networks, pictures_of(recipe, split, most), section.label_column, layers, device)
+        for split, most in (
+            ("train", section.max_training_pictures),
+            ("heldout", recipe.training.max_evaluation_pictures),
+        )
+    ]
+    counts = {"training_pictures": float(len(found[0].labels)), "heldout_pictures": float(len(found[1].labels))}
+    return {**counts, **probe(found[0], found[1], section.neighbours, seed)}
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def table(values: dict[str, Any]) -> str:
+    """Return the accuracies as a table, a row a view."""
+    names = [name.removeprefix("knn_accuracy_") for name in values if name.startswith("knn_accuracy_")]
+    rows = [
+        f"{name:<20} {values[f'knn_accuracy_{name}']:>8.1%} {values[f'linear_accuracy_{name}']:>8.1%}" for name in names
+    ]
+    return "\n".join([f"{'features':<20} {'kNN':>8} {'linear':>8}", *rows, f"{'chance':<20} {values['chance']:>8.1%}"])
