@@ -29,12 +29,12 @@ from visual_tokenizer.checkpoints import newest_good, remove_unfinished, write_c
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.data.sources.base import DataSourceError, SourceConfig
 from visual_tokenizer.ema import WeightAverage
+from visual_tokenizer.encoders.base import Encoder
 from visual_tokenizer.export import export_tokenizer
 from visual_tokenizer.fine_tuning import freeze_parts, load_weights
 from visual_tokenizer.gradient_checkpointing import checkpoint_blocks
-from visual_tokenizer.losses.base import LossConfig
 from visual_tokenizer.modeling import VisualTokenizer
-from visual_tokenizer.objective import Objective
+from visual_tokenizer.objective import Objective, build_losses
 from visual_tokenizer.optimization import build_optimizer, learning_rate
 from visual_tokenizer.processes import Interrupted, StopSignals, build_accelerator, on_first_process
 from visual_tokenizer.proxy import copy_proxy
@@ -42,7 +42,8 @@ from visual_tokenizer.random_state import random_state, restore_random_state
 from visual_tokenizer.recipe import recipe_to_dict, save_recipe
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.run_folder import RunLock, StepLog
-from visual_tokenizer.training_data import PictureSet, Share, training_batches
+from visual_tokenizer.teacher import Teacher
+from visual_tokenizer.training_data import PictureSet, Share, fixed_pixels, training_batches, training_keys
 from visual_tokenizer.training_recipe import TokenizerRecipe
 from visual_tokenizer.training_state import capture_state, restore_state
 
@@ -55,6 +56,7 @@ class TokenizerTrainer:
 
     Raises:
         ConfigError: the recipe does not fit the processes it is started with.
+        MissingWeightsError: the teacher is not on this machine.
     """
 
     def __init__(self, recipe: TokenizerRecipe) -> None:
@@ -73,6 +75,8 @@ class TokenizerTrainer:
             passes=recipe.training.gradient_accumulation_steps,
             size=recipe.per_device_batch_size(processes),
         )
+        # Before anything is read or written: what is missing is to be said at once.
+        self.teacher = None if recipe.teacher is None else Teacher(recipe.teacher)
         self.callbacks: list[Callback] = [Logging(), Evaluation(), Samples(), Doctor(), Checkpoints()]
         self.meter = MeanMeter()
         self.step = 0
@@ -117,6 +121,8 @@ class TokenizerTrainer:
         recipe, device = self.recipe, self.accelerator.device
         set_seed(recipe.training.seed)
         self.source = SourceConfig.family.build(recipe.data.source)
+        if self.teacher is not None and self.teacher.section.cache_dir is not None:
+            self.teacher.open_cache(training_keys(self.source), fixed_pixels(recipe.data, recipe.image_size))
         config = VisualTokenizerConfig(
             image_size=recipe.image_size,
             num_frames=recipe.num_frames,
@@ -124,7 +130,7 @@ class TokenizerTrainer:
             quantizer=recipe.quantizer.to_dict(),
             decoder=recipe.decoder.to_dict(),
         )
-        losses = {loss.type: LossConfig.family.build(loss) for loss in recipe.losses}
+        losses = build_losses(recipe.losses, self.teacher)
         objective = Objective(VisualTokenizer(config), losses).to(device).train()
         if recipe.training.channels_last:
             lay_out_channels_last(objective)
@@ -196,7 +202,10 @@ class TokenizerTrainer:
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Take other tokenizers' weights, if wanted; show the quantizer latents until it has its first codebook."""
+        """Take others' weights, if wanted; show the quantizer latents until it has its first codebook."""
+        for part in self.tokenizer.modules():
+            if isinstance(part, Encoder):
+                part.read_weights()
         if "proxy_codes" in self.losses:
             loss: Any = self.losses["proxy_codes"]
             copy_proxy(self.tokenizer, loss.proxy)
@@ -237,6 +246,7 @@ class TokenizerTrainer:
     def _train_step(self) -> None:
         """Make one optimiser step from the next `data.batch_size` pictures of all processes."""
         passes, section = self.share.passes, self.recipe.optimizer
+        self.unwrapped.begin_step(self.step)
         self.rate = learning_rate(section, self.step, self.recipe.training.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate

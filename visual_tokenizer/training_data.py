@@ -141,6 +141,27 @@ def training_batches(
     return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, **settings))
 
 
+def training_keys(source: Source) -> list[str]:
+    """Return the keys of the training pictures in the order of a batch's `index`.
+
+    Raises:
+        DataSourceError: the source is a stream, whose pictures have no places.
+    """
+    rows = source.load_encoded("train")
+    if isinstance(rows, datasets.IterableDataset):
+        raise DataSourceError(f"teacher.cache_dir must be null for a streamed source, got '{source.config.type}'")
+    return rows.with_format(None)["key"][:]
+
+
+def fixed_pixels(section: DataSection, image_size: int) -> dict[str, Any]:
+    """Return what the pixels of a centre-cropped picture depend on beside its key, in plain JSON types."""
+    return {
+        "source": section.source.to_dict(),
+        "resize_filter": section.transform.resize_filter,
+        "image_size": image_size,
+    }
+
+
 class PictureSet:
     """One process's part of `max_pictures` of a split, centre-cropped, each picture once.
 

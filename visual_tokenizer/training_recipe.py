@@ -13,6 +13,7 @@ from visual_tokenizer.encoders.base import EncoderConfig
 from visual_tokenizer.losses.base import LossConfig
 from visual_tokenizer.quantizers.base import QuantizerConfig
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.teacher import TeacherSection
 
 MIXED_PRECISION = ("no", "bf16", "fp16")
 SCHEDULES = ("cosine", "constant")
@@ -208,6 +209,9 @@ class TokenizerRecipe:
     losses: list[LossConfig] = field(default_factory=lambda: [LossConfig.family.config({"type": "l2"})])
     """Terms of the objective, each different; the quantizer adds its own."""
 
+    teacher: TeacherSection | None = None
+    """Frozen network that losses learn from which name none themselves; null: each has its own."""
+
     adversarial: AdversarialSection | None = None
     """Training against a discriminator; null for none."""
 
@@ -238,12 +242,26 @@ class TokenizerRecipe:
         names = [loss.type for loss in self.losses]
         if len(set(names)) != len(names):
             raise ValueError(f"losses must be different from one another, got {names}")
+        self._check_teacher()
         unknown = [name for name in self.freeze if name not in PARTS]
         if unknown or len(set(self.freeze)) != len(self.freeze) or len(self.freeze) == len(PARTS):
             raise ValueError(f"freeze must name some of {', '.join(PARTS)}, each once and not all, got {self.freeze}")
         if self.adversarial is not None and self.adversarial.adaptive and "decoder" in self.freeze:
             raise ValueError(
                 "adversarial.adaptive must be false where freeze names the decoder, whose last layer it needs"
+            )
+
+    def _check_teacher(self) -> None:
+        if self.teacher is None:
+            return
+        if not any(loss.wants_teacher for loss in self.losses):
+            raise ValueError(
+                "teacher must be null where no loss learns from it: each names a network of its own, or needs none"
+            )
+        if self.teacher.cache_dir is not None and (self.data.transform.crop != "center" or self.num_frames):
+            raise ValueError(
+                "teacher.cache_dir must be null unless data.transform.crop is center and num_frames is 0: a picture's "
+                f"pixels must be the same each epoch, got crop {self.data.transform.crop} and {self.num_frames} frames"
             )
 
     def per_device_batch_size(self, processes: int) -> int:

@@ -94,7 +94,8 @@ def pixel_table(rows: datasets.Dataset, image_size: int, transform: TransformCon
 
 
 class PixelDataset(Dataset):
-    """Map-style samples: `pixels` float32 (3, [T,] H, W) in [-1, 1], `index` int, `caption` str, `labels` by column.
+    """Map-style samples: `pixels` float32 (3, [T,] H, W) in [-1, 1], `index` int, `caption` str, `labels` by column;
+    `flipped`, whether it is mirrored.
 
     With a centre crop, and if all pictures fit in `cache_megabytes`, they are decoded once to a uint8 table. So are
     clips, unless they start anywhere in longer videos.
@@ -164,13 +165,13 @@ class PixelDataset(Dataset):
             columns = {name: batch[name] for name in source.label_columns}
             labels = [source.labels({name: column[i] for name, column in columns.items()}) for i in range(len(draws))]
         pixels = bytes_to_pixels(values)
-        for position, chance in enumerate(chances):
-            if flips(self.transform, chance):
+        flipped = [flips(self.transform, chance) for chance in chances]
+        for position, is_flipped in enumerate(flipped):
+            if is_flipped:
                 pixels[position] = pixels[position].flip(-1)
-        return [
-            {"pixels": pixels[position], "index": index, "caption": captions[position], "labels": labels[position]}
-            for position, index in enumerate(indices)
-        ]
+        samples = zip(pixels, indices, captions, labels, flipped, strict=True)
+        names = ("pixels", "index", "caption", "labels", "flipped")
+        return [dict(zip(names, sample, strict=True)) for sample in samples]
 
 
 def _captions(rows: datasets.Dataset) -> list[str]:
@@ -184,13 +185,14 @@ def _labels(rows: datasets.Dataset, source: Source) -> list[dict[str, str]]:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples: `pixels` (B, 3, [T,] H, W), `index` int64 (B,), `caption` list[str], `labels` list[dict[str, str]].
-    """
+    """Stack samples: `pixels` (B, 3, [T,] H, W), `index` int64 (B,), `caption` and `labels` lists of B, `flipped`
+    bool (B,)."""
     return {
         "pixels": torch.stack([sample["pixels"] for sample in samples]),
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
         "caption": [sample["caption"] for sample in samples],
         "labels": [sample["labels"] for sample in samples],
+        "flipped": torch.tensor([sample["flipped"] for sample in samples], dtype=torch.bool),
     }
 
 

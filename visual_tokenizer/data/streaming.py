@@ -101,10 +101,11 @@ class StreamCollator:
         chance = uniforms(self.seed, row["epoch"], index)
         content = decoded[self.source.content]
         pixels = bytes_to_pixels(square_bytes(content, self.image_size, self.transform, chance))
-        if flips(self.transform, chance):
+        flipped = flips(self.transform, chance)
+        if flipped:
             pixels = pixels.flip(-1)
-        labels = self.source.labels(decoded)
-        return {"pixels": pixels, "index": index, "caption": decoded["caption"], "labels": labels}
+        known = {"caption": decoded["caption"], "labels": self.source.labels(decoded)}
+        return {"pixels": pixels, "index": index, "flipped": flipped, **known}
 
 
 def key_number(key: str) -> int:

@@ -66,6 +66,10 @@ class CaptionAlignment(NetworkHolder, Loss):
         text_encoder: Any = self.network
         return text_encoder(captions)
 
+    def vectors(self, output: TokenizerOutput) -> Tensor:
+        """Return what is aligned, (B, N, last − first of `channels`): a part of the codes."""
+        return code_channels(output.codes, self.config.channels)
+
     def cosines(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
         """Return the cosines of pictures (rows) and captions (columns) of all processes, (M, M) float32.
 
@@ -74,22 +78,35 @@ class CaptionAlignment(NetworkHolder, Loss):
         Raises:
             ValueError: the batch has no captions, or not one a picture; a `position` or `channels` out of range.
         """
-        codes, position = code_channels(output.codes, self.config.channels), self.config.position
+        codes, position = self.vectors(output), self.config.position
         captions = batch.get("caption")
         if captions is None or len(captions) != codes.shape[0]:
             found = "none" if captions is None else str(len(captions))
             raise ValueError(f"the batch must hold one `caption` a picture, {codes.shape[0]}, got {found}")
+        if position is not None and output.present is not None:
+            raise ValueError(f"position must be null where pictures have different numbers of tokens, got {position}")
         if position is not None and not -codes.shape[1] <= position < codes.shape[1]:
             raise ValueError(f"position must be one of {codes.shape[1]} tokens, got {position}")
-        pooled = codes.mean(1) if position is None else codes[:, position]
+        pooled = _mean_code(codes, output.present) if position is None else codes[:, position]
         with torch.autocast(codes.device.type, enabled=False):  # a scale of 100 needs more than three digits
             pictures = F.normalize(self.picture_head(pooled.to(self.text_head.weight.dtype)).float(), dim=1)
             texts = self.texts(list(captions)).to(self.text_head.weight.dtype)
             captioned = F.normalize(self.text_head(texts).float(), dim=1)
-            return _of_all_ranks(pictures) @ _of_all_ranks(captioned).T
+            return of_all_ranks(pictures) @ of_all_ranks(captioned).T
 
 
-def _of_all_ranks(rows: Tensor) -> Tensor:
+def softmax_loss(scores: Tensor) -> Tensor:
+    """Return the mean of the cross-entropies of (M, M) scores by rows and by columns; a row's own column is right."""
+    own = torch.arange(scores.shape[0], device=scores.device)
+    return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+
+
+def _mean_code(codes: Tensor, present: Tensor | None) -> Tensor:
+    """Return the mean over tokens of (B, N, C) codes, of which absent ones are 0."""
+    return codes.mean(1) if present is None else codes.sum(1) / present.sum(1, keepdim=True)
+
+
+def of_all_ranks(rows: Tensor) -> Tensor:
     """Concatenate (B, C) of all ranks, B the same on each, with gradient to every rank's own."""
     if not is_distributed():
         return rows

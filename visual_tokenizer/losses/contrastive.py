@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig
+from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig, softmax_loss
 from visual_tokenizer.outputs import TokenizerOutput
 
 
@@ -50,5 +49,4 @@ class Contrastive(CaptionAlignment):
             ValueError: the batch has no captions, or not one a picture; a `position` or `channels` out of range.
         """
         scores = self.log_scale.float().exp().clamp(max=100) * self.cosines(output, batch)
-        own = torch.arange(scores.shape[0], device=scores.device)
-        return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+        return softmax_loss(scores)

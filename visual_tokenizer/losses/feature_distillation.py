@@ -16,41 +16,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.backbones.base import (
-    NetworkHolder,
-    check_layers,
-    check_pixels,
-    load_backbone,
-    require_pictures,
-    resize_shorter_side,
-)
 from visual_tokenizer.layers.positions import sinusoidal_positions
 from visual_tokenizer.layers.transformer import Transformer
 from visual_tokenizer.losses._code_channels import check_channels, code_channels
-from visual_tokenizer.losses.base import Loss, LossConfig
+from visual_tokenizer.losses._taught import Taught, TaughtConfig, resized_map
 from visual_tokenizer.outputs import TokenizerOutput
+from visual_tokenizer.teacher import Teacher
 
 
 @dataclass(kw_only=True)
-class FeatureDistillationConfig(LossConfig):
-    """Fields of the distillation of a network's features."""
-
-    network: str = "efficientnet_lite0"
-    """Teacher: a file of `visual_tokenizer/backbones`."""
-
-    network_weights: str | None = None
-    """State dict of the teacher (`transformers_vision`: folder or name); null: that of the installed package."""
-
-    level: int | None = None
-    """Level of the teacher whose features each token predicts, 0 the finest; null: the embedding of the whole picture,
-    which the mean over tokens predicts."""
-
-    size: int | None = None
-    """Pixels of the shorter side that the teacher sees; null: the embedding's own size, or pictures as they are."""
+class FeatureDistillationConfig(TaughtConfig):
+    """Fields of the distillation of a network's features: at a level by each token, else by the mean over tokens."""
 
     channels: list[int] = field(default_factory=lambda: [0, 8])
     """First channel of the code that the head sees and the one after its last; [0, code_dim] for all."""
@@ -67,10 +46,6 @@ class FeatureDistillationConfig(LossConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_channels(self.channels)
-        if self.level is not None and self.level < 0:
-            raise ValueError(f"level must be 0 or more, or null, got {self.level}")
-        if self.size is not None and self.size < 32:
-            raise ValueError(f"size must be 32 or more (a network's coarsest stride), or null, got {self.size}")
         if self.depth < 0:
             raise ValueError(f"depth must be 0 or more, got {self.depth}")
         if self.heads < 1:
@@ -79,7 +54,7 @@ class FeatureDistillationConfig(LossConfig):
             raise ValueError(f"width must be a multiple of heads ({self.heads}) and of 4, got {self.width}")
 
 
-class FeatureDistillation(NetworkHolder, Loss):
+class FeatureDistillation(Taught):
     """1 − cos(head(codes), teacher), averaged over pictures and tokens.
 
     Tokens on a grid predict the teacher's map brought to that grid (bilinear, antialiased when it shrinks). Tokens
@@ -89,27 +64,13 @@ class FeatureDistillation(NetworkHolder, Loss):
 
     Config = FeatureDistillationConfig
 
-    def __init__(self, config: FeatureDistillationConfig) -> None:
-        super().__init__(config)
-        network = load_backbone(config.network, config.network_weights)
-        require_pictures(network)
-        if config.level is not None:
-            check_layers([config.level], network)
-        self.hold(network)
-        target = network.embedding_dim if config.level is None else network.feature_dims[config.level]
+    def __init__(self, config: FeatureDistillationConfig, teacher: Teacher | None = None) -> None:
+        super().__init__(config, teacher)
         self.projection = nn.Linear(config.channels[1] - config.channels[0], config.width)
         self.transformer = Transformer(config.width, config.depth, config.heads)
-        self.head = nn.Sequential(nn.Linear(config.width, config.width), nn.Tanh(), nn.Linear(config.width, target))
-
-    @torch.no_grad()
-    def target(self, pixels: Tensor) -> Tensor:
-        """Return the teacher's features, (B, C, h, w); h = w = 1 of an embedding."""
-        check_pixels(pixels)
-        level, size = self.config.level, self.config.size
-        if level is None:
-            return self.network.embedding(pixels, size)[..., None, None]
-        resized = pixels if size is None else resize_shorter_side(pixels, size)
-        return self.network.features(resized, level + 1)[level]
+        self.head = nn.Sequential(
+            nn.Linear(config.width, config.width), nn.Tanh(), nn.Linear(config.width, self.target_width)
+        )
 
     def predict(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return what the head makes of (B, N, C) codes on a grid of N positions: (B, N, C of the teacher)."""
@@ -121,15 +82,20 @@ class FeatureDistillation(NetworkHolder, Loss):
         """Return the mean of 1 − cos, a float32 scalar in [0, 2]; gradients reach head, codes and encoder.
 
         Raises:
-            ValueError: clips, or codes with fewer channels than `channels` ends at.
+            ValueError: clips, codes with fewer channels than `channels` ends at, or pictures of different lengths.
         """
-        target = self.target(batch["pixels"]).float()
+        if output.present is not None:
+            raise ValueError(
+                "feature_distillation is for pictures of equally many tokens: take feature_reconstruction, whose "
+                "queries read any number"
+            )
+        target = self.target(batch)
         grid = _grid(output)
         predicted = self.predict(output.codes, grid or (1, output.codes.shape[1])).float()
-        if grid is None or self.config.level is None:
+        if grid is None or self.level is None:
             pair = predicted.mean(1, keepdim=True), target.mean((2, 3))[:, None]
         else:
-            pair = predicted, _resized(target, grid).flatten(2).transpose(1, 2)
+            pair = predicted, resized_map(target, grid).flatten(2).transpose(1, 2)
         return 1 - F.cosine_similarity(*pair, dim=2).mean()
 
 
@@ -139,10 +105,3 @@ def _grid(output: TokenizerOutput) -> tuple[int, int] | None:
         if len(sides) == 2 and math.prod(sides) == output.codes.shape[1]:
             return sides[0], sides[1]
     return None
-
-
-def _resized(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    if tuple(maps.shape[2:]) == grid:
-        return maps
-    shrinks = maps.shape[2] > grid[0] or maps.shape[3] > grid[1]
-    return F.interpolate(maps, grid, mode="bilinear", align_corners=False, antialias=shrinks)

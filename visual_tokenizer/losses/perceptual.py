@@ -32,6 +32,7 @@ from visual_tokenizer.backbones.base import (
 )
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
+from visual_tokenizer.teacher import Teacher
 
 
 def perceptual_distance(
@@ -58,8 +59,8 @@ def perceptual_distance(
 class PerceptualConfig(LossConfig):
     """Configures the perceptual loss."""
 
-    network: str = "efficientnet_lite0"
-    """Frozen network: a file of `visual_tokenizer/backbones`."""
+    network: str | None = "efficientnet_lite0"
+    """Frozen network: a file of `visual_tokenizer/backbones`; null: the recipe's teacher."""
     network_weights: str | None = None
     """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
     layers: list[int] | None = None
@@ -75,15 +76,24 @@ class PerceptualConfig(LossConfig):
         if self.min_size < 32:
             raise ValueError(f"min_size must be 32 or more (the network's coarsest stride), got {self.min_size}")
 
+    @property
+    def wants_teacher(self) -> bool:
+        return self.network is None
+
 
 class Perceptual(NetworkHolder, Loss):
     """Perceptual distance in a frozen network, averaged over pictures or the frames of clips."""
 
     Config = PerceptualConfig
 
-    def __init__(self, config: PerceptualConfig) -> None:
+    def __init__(self, config: PerceptualConfig, teacher: Teacher | None = None) -> None:
         super().__init__(config)
-        network = load_backbone(config.network, config.network_weights)
+        if teacher is not None:
+            network = teacher.network
+        elif config.network is not None:
+            network = load_backbone(config.network, config.network_weights)
+        else:
+            raise ValueError("network must name a network where the recipe has no teacher, got null")
         require_pictures(network)
         self.layers = list(range(len(network.feature_dims))) if config.layers is None else config.layers
         check_layers(self.layers, network)

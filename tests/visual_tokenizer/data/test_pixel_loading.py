@@ -72,6 +72,16 @@ def test_memory_and_disk_give_the_same_batches(source: Source, transform: Transf
     assert torch.equal(pixels(fast), pixels(slow))
 
 
+@pytest.mark.parametrize("megabytes", [0, 1])
+def test_a_batch_says_which_pictures_are_mirrored(source: Source, megabytes: int) -> None:
+    plain = next(iter(loader(source, cache_megabytes=megabytes)))
+    batch = next(iter(loader(source, transform=TransformConfig(horizontal_flip=True), cache_megabytes=megabytes)))
+    assert plain["flipped"].tolist() == [False] * len(plain["pixels"])
+    assert batch["flipped"].dtype == torch.bool
+    for before, after, flipped in zip(plain["pixels"], batch["pixels"], batch["flipped"].tolist(), strict=True):
+        assert torch.equal(before.flip(-1) if flipped else before, after)
+
+
 def test_workers_change_nothing(source: Source) -> None:
     transform = TransformConfig(crop="random", horizontal_flip=True)
     alone, helped = (loader(source, transform=transform, num_workers=count) for count in (0, 2))

@@ -74,7 +74,7 @@ def test_without_a_grid_or_a_level_the_means_are_compared(level, grid):
 
 def test_the_teacher_sees_pictures_of_its_size():
     loss, pixels, codes = loss_of(level=3, size=128), pictures(), torch.randn(2, 64, 4)
-    assert loss.target(pixels).shape == (2, 112, 8, 8)
+    assert loss.target({"pixels": pixels}).shape == (2, 112, 8, 8)
     assert torch.isfinite(loss(output_of(codes, 8, 8), {"pixels": pixels}))
 
 
@@ -134,7 +134,8 @@ def test_it_is_learned_and_reaches_the_encoder_through_the_codes():
         ({"channels": [4, 4]}, "channels must be"),
         ({"channels": [0]}, "channels must be"),
         ({"level": 5}, "0..4"),
-        ({"level": -1}, "level must be 0 or more"),
+        ({"level": -6}, "0..4"),
+        ({"network_weights": "file.pth"}, "network_weights must be null"),
         ({"size": 16}, "size must be 32 or more"),
         ({"depth": -1}, "depth must be 0 or more"),
         ({"heads": 0}, "heads must be 1 or more"),

@@ -65,7 +65,7 @@ class OpenMojiConfig(SourceConfig):
 class OpenMoji(Source):
     """Named emoji; `key` is the code points, for example `1F34E`.
 
-    Adds the column `captions`, by language, and Unicode's `group` (nine, `Food & Drink`) and `subgroup` (about a
+    Adds the column `captions`, by language, and Unicode's `group` (ten, `Food & Drink`) and `subgroup` (about a
     hundred, `food-fruit`).
     """
 

@@ -1,0 +1,62 @@
+"""SEED's first stage: the last of the encoder's causal queries is pulled to the caption, before anything is quantized.
+
+Paper: Planting a SEED of Vision in Large Language Model (Ge et al., 2023), arXiv:2307.08041, section 3.2, stage I: a
+contrastive loss between the final causal embedding and the caption's text embedding. It looks at what the encoder
+gives, not at codes: `contrastive` with `position: -1` is its form on codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visual_tokenizer.losses._activation import Activation
+from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig, softmax_loss
+from visual_tokenizer.losses._code_channels import code_channels
+from visual_tokenizer.outputs import TokenizerOutput
+
+
+@dataclass(kw_only=True)
+class CausalContrastiveConfig(CaptionAlignmentConfig):
+    """Fields of the loss; `channels` are the encoder's, not the code's."""
+
+    position: int | None = -1
+    """Token that stands for the picture; -1 is the last, the only one that has seen all queries."""
+
+    temperature: float = 0.07
+    """First value of the learned temperature that cosines are divided by; from 0.01, where it is stopped, to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.01 <= self.temperature <= 1:
+            raise ValueError(f"temperature must be in [0.01, 1], got {self.temperature}")
+
+
+class CausalContrastive(CaptionAlignment):
+    """CLIP's loss on one of the encoder's latents."""
+
+    Config = CausalContrastiveConfig
+
+    def __init__(self, config: CausalContrastiveConfig) -> None:
+        super().__init__(config)
+        self.log_scale = nn.Parameter(torch.full((), -math.log(config.temperature)))
+        self.latents = Activation()
+
+    def watch(self, tokenizer: Any) -> None:
+        self.latents.watch(tokenizer.encoder)
+
+    def vectors(self, output: TokenizerOutput) -> Tensor:
+        return code_channels(self.latents.take(), self.config.channels)
+
+    def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
+        """Return the loss over the pictures of all processes in nats, a float32 scalar.
+
+        Raises:
+            ValueError: the batch has no captions, or not one a picture; a `position` or `channels` out of range.
+        """
+        return softmax_loss(self.log_scale.float().exp().clamp(max=100) * self.cosines(output, batch))
