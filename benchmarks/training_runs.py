@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 
 from visual_tokenizer import VisualTokenizer
 from visual_tokenizer.callbacks import DivergedError
@@ -82,12 +83,16 @@ class Run:
             "bits": self.bits,
             "steps": self.recipe.training.max_steps,
             "images_per_second": statistics.median(speeds[1:] or speeds),  # the first holds the start
-            **measure(final, self.recipe, trainer.accelerator.device),
+            **self.measured(final, trainer.accelerator),
             "recipe": _plain(self.recipe),
             **provenance(),
         }
         write_text(self.folder / "result.json", json.dumps(result, indent=1) + "\n")
         return result
+
+    def measured(self, final: Path, accelerator: Accelerator) -> dict[str, Any]:
+        """Return what is measured on the trained tokenizer in `final`."""
+        return measure(final, self.recipe, accelerator.device)
 
 
 def finish_runs(
@@ -202,7 +207,8 @@ def measure(model: Path, recipe: TokenizerRecipe, device: torch.device) -> dict[
     heldout = evaluate_reconstruction(tokenizer, pictures("heldout").batches(EVALUATION_BATCH), METRICS, device)
     usage = CodebookUsage(CodebookUsageConfig().for_codebook(tokenizer.codebook_size, tokenizer.num_codebooks))
     for batch in pictures("train").batches(EVALUATION_BATCH):
-        usage.update(tokenizer.encode(batch["pixels"].to(device)))
+        pixels = batch["pixels"].to(device)
+        usage.observe(pixels, pixels, tokenizer.encode(pixels))
     return {
         "heldout": heldout,
         "train": usage.compute(),

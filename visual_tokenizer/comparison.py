@@ -1,6 +1,7 @@
 """Reports of `visual_tokenizer.evaluate` side by side: one table, rate against distortion, one grid of pictures.
 
-Numbers are compared only where they were measured alike: the reports' protocols must be equal.
+Numbers are compared only where they were measured alike: the reports' protocols must be equal. What tokens mean is
+shown where all reports measured it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from visual_tokenizer.training_recipe import DataSection
 RATE = "bits_per_pixel"
 COLUMNS = ("tokens_per_picture", "codebook_size", "bits_per_picture", RATE)
 """What a report holds beside its metrics."""
+SEMANTIC = "semantic"
+"""What a report holds that was made with `--semantic`."""
 
 
 class ProtocolMismatchError(ValueError):
@@ -69,10 +72,15 @@ def compare(recipe: ComparisonRecipe) -> str:
     names = short_names([Path(name) for name in recipe.compare])
     check_protocols(dict(zip(names, reports, strict=True)))
     rows = {name: row_of(report) for name, report in zip(names, reports, strict=True)}
+    if all(SEMANTIC in report for report in reports):
+        for name, report in zip(names, reports, strict=True):
+            rows[name] |= report[SEMANTIC]["values"]
     folder = Path(recipe.output)
     table = markdown_table(rows)
     save_text(table + "\n", folder / "comparison.md")
     result = {"protocol": reports[0]["protocol"], "rows": rows, "reports": list(recipe.compare)}
+    if all(SEMANTIC in report for report in reports):
+        result["semantic_protocol"] = reports[0][SEMANTIC]["protocol"]
     save_text(json.dumps(result, indent=1) + "\n", folder / "comparison.json")
     plot_rate_distortion(rows, folder / "rate_distortion.png")
     models = {
@@ -124,8 +132,15 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def check_protocols(reports: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ProtocolMismatchError, naming each field and value that differs, unless all protocols are equal."""
-    (first_name, first), *others = ((name, _flat(report["protocol"])) for name, report in reports.items())
+    """Raise ProtocolMismatchError, naming each field and value that differs, unless all protocols are equal.
+
+    Those of what tokens mean are looked at where all reports have one.
+    """
+    sections = ["protocol", SEMANTIC] if all(SEMANTIC in report for report in reports.values()) else ["protocol"]
+    (first_name, first), *others = (
+        (name, {key: value for section in sections for key, value in _flat(_protocol(report, section)).items()})
+        for name, report in reports.items()
+    )
     for name, protocol in others:
         differing = [key for key in {**first, **protocol} if first.get(key) != protocol.get(key)]
         if differing:
@@ -134,6 +149,10 @@ def check_protocols(reports: Mapping[str, Mapping[str, Any]]) -> None:
                 f"{first_name} and {name} were not measured alike, so their numbers can't be compared. "
                 f"protocol fields that differ: {listed}"
             )
+
+
+def _protocol(report: Mapping[str, Any], section: str) -> dict[str, Any]:
+    return report[section] if section == "protocol" else {section: report[section]["protocol"]}
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from visual_tokenizer.backbones.base import UnsuitablePixelsError, WeightsMismatchError, frames_as_pictures
+from visual_tokenizer.code_gallery import gallery_page
 from visual_tokenizer.comparison import ComparisonRecipe, ProtocolMismatchError, compare, save_text
 from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
 from visual_tokenizer.evaluation import measure_reconstruction, metric_configs, reconstruct, token_bits
@@ -21,6 +22,8 @@ from visual_tokenizer.modeling import CheckpointMismatchError, VisualTokenizer
 from visual_tokenizer.plots import reconstruction_grid, save_picture
 from visual_tokenizer.processes import FirstProcessError, build_accelerator, on_first_process
 from visual_tokenizer.recipe import parse_arguments, provenance
+from visual_tokenizer.semantic_evaluation import MeasuredPictures, measure_semantics, semantic_table
+from visual_tokenizer.semantic_recipe import SemanticSection, with_semantic
 from visual_tokenizer.train import USER_ERRORS
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
@@ -30,6 +33,8 @@ PROGRAM = "python -m visual_tokenizer.evaluate"
 ABOUT = """\
 Measure how well a visual tokenizer reconstructs a set of pictures or clips. These come from the recipe.yaml beside
 the weights unless --data says otherwise. The result does not depend on the number of processes or the batch size.
+With --semantic, measure what the tokens mean too, where the pictures have classes or captions: what is fitted is
+fitted on the split train and measured on heldout; a page shows codes with the pictures that use them.
 With --compare, lay reports (or the folders of models that hold one) side by side, if they were measured alike.
 
 Examples:
@@ -39,6 +44,8 @@ Examples:
   python -m visual_tokenizer.evaluate --model DIR --metrics "[psnr, ssim]" --output results.json
   python -m visual_tokenizer.evaluate --model DIR --metrics "[{type: fid, network_weights: FILE}, lpips, ms_ssim]"
   python -m visual_tokenizer.evaluate --model DIR --data.source.type rendered_text --metrics "[text_fidelity]"
+  python -m visual_tokenizer.evaluate --model DIR --semantic
+  python -m visual_tokenizer.evaluate --model DIR --semantic --semantic.label subgroup --semantic_page codes.html
   python -m visual_tokenizer.evaluate --compare "[DIR_A, DIR_B, report.json]" --output comparison"""
 
 
@@ -84,6 +91,12 @@ class EvaluationRecipe:
     output: str | None = None
     """JSON file of the results; null: `evaluation-SPLIT.json` in the folder of the model. The grid is beside it."""
 
+    semantic: SemanticSection | None = None
+    """What the tokens mean: `--semantic`, or any of these keys; null: not measured."""
+
+    semantic_page: str | None = None
+    """HTML file that shows what codes mean; null: beside the results."""
+
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
@@ -93,6 +106,8 @@ class EvaluationRecipe:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         if self.sample_pictures < 0:
             raise ValueError(f"sample_pictures must be 0 or more, got {self.sample_pictures}")
+        if self.semantic_page is not None and self.semantic is None:
+            raise ValueError(f"semantic_page must be null without --semantic, got {self.semantic_page!r}")
         metric_configs(self.metrics)
         if self.output is None and not Path(self.model).is_dir():
             raise ValueError(f"output must name a file, because the model {self.model!r} is no folder here")
@@ -139,6 +154,10 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
         "arithmetic": "float32",
         "metrics": found.protocol,
     }
+    meaning = None
+    if recipe.semantic is not None:
+        shown = MeasuredPictures(source, recipe.data, recipe.semantic.max_pictures, image_size, recipe.batch_size)
+        meaning = measure_semantics(tokenizer, shown, recipe.semantic, accelerator)
     report = {
         "model": recipe.model,
         "metrics": found.values,
@@ -147,6 +166,7 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
         "bits_per_picture": bits,
         "bits_per_pixel": bits / found.pixels,
         "protocol": protocol,
+        **({} if meaning is None else {"semantic": meaning.entry()}),
         **provenance(),
     }
     output = Path(recipe.output or Path(recipe.model) / f"evaluation-{recipe.split}.json")
@@ -159,10 +179,17 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
             _, reconstruction = reconstruct(tokenizer, pixels)
             shown, made = (frames_as_pictures(batch)[: recipe.sample_pictures] for batch in (pixels, reconstruction))
             save_picture(reconstruction_grid(shown, made), output.with_suffix(".png"))
+        if meaning is not None and recipe.semantic is not None and recipe.semantic.codes_shown:
+            page = gallery_page(f"Codes of {recipe.model}", tokenizer, meaning, recipe.semantic)
+            save_text(page, Path(recipe.semantic_page or output.with_suffix(".html")))
 
     on_first_process(accelerator, write)
     if accelerator.is_main_process:
         print(json.dumps({"metrics": found.values, "written": str(output)}, indent=1))
+        if meaning is not None:
+            print(f"\n{meaning.summary()}\n\n{semantic_table(meaning.values)}")
+            for name, why in meaning.left_out.items():
+                print(f"{name} was left out: {why}")
     accelerator.end_training()
     return report
 
@@ -189,7 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if any(word.partition("=")[0] == "--compare" for word in words):
             print(compare(parse_arguments(ComparisonRecipe, words, program=PROGRAM, about=ABOUT)))
         else:
-            recipe = parse_arguments(EvaluationRecipe, with_data_of_model(words), program=PROGRAM, about=ABOUT)
+            words = with_semantic(with_data_of_model(words))
+            recipe = parse_arguments(EvaluationRecipe, words, program=PROGRAM, about=ABOUT)
             evaluate(recipe)
     except FirstProcessError:
         return 2

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visual_tokenizer.metrics.base import Metric, MetricConfig, NoDataError
 from visual_tokenizer.modeling import VisualTokenizer
+from visual_tokenizer.outputs import ABSENT
 from visual_tokenizer.registry import ConfigError
 
 USAGE = "codebook_usage"
@@ -27,7 +28,7 @@ class Measurement:
     pictures: int
     """Pictures, or clips, over all processes."""
     tokens: int
-    """Indices a picture or clip, those of all codebooks together."""
+    """Indices a picture or clip, those of all codebooks together; the mean, rounded down, where lengths differ."""
     pixels: int
     """Pixels a picture, over all frames of a clip."""
     protocol: list[dict[str, Any]]
@@ -45,7 +46,7 @@ class _Amount(Metric):
         area = pixels.numel() // pixels.shape[1]
         self.add(
             pictures=torch.tensor(len(pixels)),
-            tokens=torch.tensor(indices.numel()),
+            tokens=(indices != ABSENT).sum(),
             pixels=torch.tensor(area),
         )
 

@@ -1,0 +1,170 @@
+"""Train each small semantic recipe for the same number of steps and compare pixels and meaning.
+
+Network, losses and learning rate are each recipe's own; pictures (OpenMoji, a fifth held out), their number a step, the
+steps and the seed are the same for all. SEED's two stages share the steps. What is fitted is fitted on the training
+pictures and measured on the held-out ones, of which there are about 380: shares have a standard error of 2.5 % at most.
+
+  python -m benchmarks.compare_semantic --steps 2000
+  python -m benchmarks.compare_semantic --only baseline vq_kd tokenflow --steps 500 --out run/quick
+  python -m benchmarks.compare_semantic --data.batch_size 16             any key of the recipes, for all alike
+
+A method passes where kNN accuracy and text → image retrieval (R@5), both on the mean of the codes, are above the
+baseline's; TokenFlow and ImageFolder must keep 95 % of its PSNR too. Codes of more channels say more by their width
+alone; bags of tokens, in the columns beside, don't know of widths. Finished runs are not repeated; one that was
+interrupted goes on.
+Exit codes: 0 done; 1 a run diverged; 2 something to be put right by you; 130, 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quantizers import markdown_table
+from benchmarks.semantic_plots import plot_methods, standard_error
+from benchmarks.semantic_runs import BASELINE, METHODS, method_runs
+from benchmarks.training_runs import Run, finish_runs, override_pairs, write_text
+from visual_tokenizer.processes import Interrupted
+from visual_tokenizer.registry import closest
+from visual_tokenizer.train import USER_ERRORS
+
+KEEPS_PIXELS = ("tokenflow", "imagefolder")
+"""Methods that must keep `PSNR_SHARE` of the baseline's PSNR."""
+PSNR_SHARE = 0.95
+
+COLUMNS: Mapping[str, str] = {
+    "kNN codes": "knn_accuracy_codes",
+    "kNN tokens": "knn_accuracy_tokens",
+    "linear codes": "linear_accuracy_codes",
+    "linear tokens": "linear_accuracy_tokens",
+    "R@5 codes": "text_to_image_r5_codes",
+    "R@5 tokens": "text_to_image_r5_tokens",
+    "purity": "purity_tokens",
+    "purity by chance": "purity_chance",
+    "NMI": "mutual_information_tokens",
+    "NMI by chance": "mutual_information_chance",
+}
+"""Columns of the table, and the values."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train and compare what the command line asks for; return the exit code."""
+    options, overrides = _parse(arguments)
+    try:
+        runs = _runs(options, overrides)
+        results, diverged = finish_runs(runs, functools.partial(_save, options, runs))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signum
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if measured := _measured(results):
+        print("\n" + result_table(measured))
+        print(f"\nsaved {', '.join(str(options.out / f'semantic.{kind}') for kind in ('md', 'json', 'png'))}")
+    for name in diverged:
+        print(f"error: {name} diverged", file=sys.stderr)
+    return int(bool(diverged))
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare_semantic",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these; a wrong name lists all")
+    parser.add_argument("--steps", type=int, default=2000, help="optimiser steps of each method (2000)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("run/benchmarks/semantic"),
+        help="folder of runs and results (run/benchmarks/semantic)",
+    )
+    options, rest = parser.parse_known_args(arguments)
+    known = list(METHODS)
+    for name in options.only or []:
+        if name not in known:
+            parser.error(f"no method '{name}': known are {', '.join(known)}.{closest(name, known)}")
+    if options.steps < 2:
+        parser.error(f"--steps must be 2 or more, got {options.steps}")
+    return options, override_pairs(rest, "encoder", parser.error)
+
+
+def _runs(options: Any, overrides: dict[str, Any]) -> list[Run]:
+    chosen = [name for name in METHODS if options.only is None or name in options.only]
+    return [
+        run for name in chosen for run in method_runs(name, out=options.out, steps=options.steps, overrides=overrides)
+    ]
+
+
+def _measured(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [result for result in results if "semantic" in result]
+
+
+def _save(options: Any, runs: Sequence[Run], results: list[dict[str, Any]]) -> None:
+    measured = _measured(results)
+    if not measured:
+        return
+    baseline = next((result for result in measured if result["name"] == BASELINE), None)
+    judged = [{**result, "checks": {} if baseline is None else checks(result, baseline)} for result in measured]
+    write_text(options.out / "semantic.json", json.dumps(judged, indent=1) + "\n")
+    write_text(options.out / "semantic.md", result_table(measured) + "\n")
+    plot_methods(measured, options.out / "semantic.png")
+
+
+def checks(result: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, bool]:
+    """Return what a method is held against, by name, and whether it holds; nothing of the baseline itself."""
+    if result["name"] == baseline["name"]:
+        return {}
+    found = {
+        name: result["semantic"][value] > baseline["semantic"][value]
+        for name, value in (("kNN", COLUMNS["kNN codes"]), ("R@5", COLUMNS["R@5 codes"]))
+    }
+    if result["name"] in KEEPS_PIXELS:
+        found["PSNR"] = result["heldout"]["psnr_db"] >= PSNR_SHARE * baseline["heldout"]["psnr_db"]
+    return found
+
+
+def result_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the results as a markdown table; ratios and checks where the baseline is among them."""
+    baseline = next((result for result in results if result["name"] == BASELINE), None)
+    names = ["method", "tokens", "images/s", "PSNR dB", *COLUMNS, "± kNN codes"]
+    names += ["PSNR ÷ baseline", "kNN ÷ baseline", "R@5 ÷ baseline", "passes"] if baseline else []
+    lines = []
+    for result in results:
+        semantic = result["semantic"]
+        error = standard_error(semantic[COLUMNS["kNN codes"]], result["semantic_protocol"]["heldout_pictures"])
+        line = [
+            result["name"],
+            f"{result['tokens_per_picture']:.4g}",
+            f"{result['images_per_second']:.0f}",
+            f"{result['heldout']['psnr_db']:.2f}",
+            *(f"{semantic[value]:.3f}" for value in COLUMNS.values()),
+            f"{error:.3f}",
+        ]
+        if baseline is not None:
+            line.append(f"{result['heldout']['psnr_db'] / baseline['heldout']['psnr_db']:.3f}")
+            line += [
+                _ratio(semantic[COLUMNS[name]], baseline["semantic"][COLUMNS[name]])
+                for name in ("kNN codes", "R@5 codes")
+            ]
+            line.append(
+                ", ".join(f"{name} {'pass' if ok else 'FAIL'}" for name, ok in checks(result, baseline).items())
+            )
+        lines.append(line)
+    return markdown_table(names, lines)
+
+
+def _ratio(value: float, base: float) -> str:
+    return f"{value / base:.2f}" if base else "—"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,110 @@
+"""Trainings whose tokens' meaning is measured too, on OpenMoji with a fifth of the pictures held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from benchmarks.training_runs import EVALUATION_BATCH, Run, build_run
+from visual_tokenizer import VisualTokenizer
+from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.outputs import ABSENT
+from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.semantic_evaluation import MeasuredPictures, measure_semantics
+from visual_tokenizer.semantic_recipe import SemanticSection
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "tokenizer"
+
+BASELINE = "baseline"
+
+METHODS: Mapping[str, str] = {
+    BASELINE: "openmoji_semantic_baseline",
+    "vq_kd": "openmoji_vq_kd",
+    "peco": "openmoji_peco",
+    "clip_aligned": "openmoji_clip_aligned",
+    "seed": "openmoji_seed",
+    "tokenflow": "openmoji_tokenflow",
+    "imagefolder": "openmoji_imagefolder_semantic",
+    "fqgan": "openmoji_fqgan",
+    "lavit": "openmoji_lavit",
+}
+"""Names as in the literature, and the recipes."""
+
+FIRST_STAGES: Mapping[str, str] = {"seed": "openmoji_seed_alignment"}
+"""Recipes whose result another begins with; each of the two takes half of the steps."""
+
+HELDOUT_FRACTION = 0.2
+"""About 380 pictures: the standard error of a share of them is 2.5 % at most."""
+
+
+class SemanticRun(Run):
+    """A training on whose result `measure_semantics` is run."""
+
+    def measured(self, final: Path, accelerator: Accelerator) -> dict[str, Any]:
+        """Return what any run measures, the values of the meaning as `semantic`, and tokens as pictures have them."""
+        section = SemanticSection()
+        source = SourceConfig.family.build(self.recipe.data.source)
+        pictures = MeasuredPictures(
+            source, self.recipe.data, section.max_pictures, self.recipe.image_size, EVALUATION_BATCH
+        )
+        tokenizer = VisualTokenizer.from_pretrained(final).to(accelerator.device).eval()
+        report = measure_semantics(tokenizer, pictures, section, accelerator)
+        heldout = report.data.heldout.indices
+        return {
+            **super().measured(final, accelerator),
+            "semantic": report.values,
+            "semantic_protocol": report.protocol,
+            "tokens_per_picture": int((heldout != ABSENT).sum()) / len(heldout),
+        }
+
+
+class FirstStage(Run):
+    """A training that another begins with; only its losses mean something, so nothing is measured."""
+
+    def measured(self, final: Path, accelerator: Accelerator) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+
+def method_runs(name: str, *, out: Path, steps: int, overrides: Mapping[str, Any]) -> list[Run]:
+    """Return the run of a method, the last, behind that of its first stage where it has one.
+
+    Args:
+        name: of `METHODS`.
+        out: folder of the runs.
+        steps: optimiser steps, over both stages.
+        overrides: further dotted keys of the recipes, alike for all.
+
+    Raises:
+        ConfigError: the recipe is not there, or a wrong key.
+    """
+    stages: list[Run] = []
+    settings = {"data.source.heldout_fraction": HELDOUT_FRACTION, **overrides}
+    if name in FIRST_STAGES:
+        first = max(1, steps // 2)
+        folder = out / f"{name}_first_stage"
+        run = build_run(
+            name, None, {}, base=recipe_of(FIRST_STAGES[name]), folder=folder, steps=first, overrides=settings
+        )
+        stages.append(FirstStage(f"{name}, first stage", None, run.recipe))
+        settings = {**settings, "initialize_from": str(folder / "final")}
+        steps = max(1, steps - first)
+    folder = out / name
+    run = build_run(name, None, {}, base=recipe_of(METHODS[name]), folder=folder, steps=steps, overrides=settings)
+    return [*stages, SemanticRun(name, None, run.recipe)]
+
+
+def recipe_of(name: str) -> Path:
+    """Return the file of a recipe.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in RECIPES.glob("openmoji_*.yaml")))
+        raise ConfigError(f"the recipe {path} is not there, leave its method out by --only; there are {there}")
+    return path

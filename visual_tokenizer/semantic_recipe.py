@@ -1,0 +1,99 @@
+"""What a recipe of `visual_tokenizer.evaluate` says about the meaning of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.semantics.base import SemanticMeasureConfig
+from visual_tokenizer.text_encoders.base import TextEncoderConfig
+
+LEAST = 10
+"""Pictures of a split from which anything is measured."""
+
+
+@dataclass(kw_only=True)
+class SemanticSection:
+    """How the meaning of tokens is measured and shown."""
+
+    measures: list[Any] | None = None
+    """Names of `visual_tokenizer/semantics`, or mappings of `type` and fields; null: all that the pictures allow."""
+
+    label: str | None = None
+    """Column of the pictures' classes; null: the source's first (of openmoji `group`, the other is `subgroup`)."""
+
+    network: str = "efficientnet_lite0"
+    """Frozen network whose embedding of a picture is the ceiling, the `teacher`."""
+
+    network_weights: str | None = None
+    """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
+
+    text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig.family.config({"type": "minilm"}))
+    """Frozen network of captions and class names."""
+
+    max_pictures: int | None = 10_000
+    """At most so many training and as many held-out pictures, spread evenly over the split; null for all. Where bags of
+    tokens are longer than this, a matrix of so many rows and columns is decomposed."""
+
+    seed: int = 0
+    """Seed of every draw."""
+
+    codes_shown: int = 8
+    """Codes in each part of the page: most used, purest, drawn at random; 0 or more."""
+
+    pictures_shown: int = 8
+    """Pictures of each code on the page; 1 or more."""
+
+    def __post_init__(self) -> None:
+        if self.max_pictures is not None and self.max_pictures < LEAST:
+            raise ValueError(f"max_pictures must be {LEAST} or more, or null, got {self.max_pictures}")
+        for name, least in (("seed", 0), ("codes_shown", 0), ("pictures_shown", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        measure_configs(self.measures)
+
+
+def measure_configs(entries: Sequence[Any] | None) -> list[SemanticMeasureConfig]:
+    """Return the configs of a recipe's list of measures; all there are, with their defaults, of None.
+
+    Raises:
+        ConfigError: no such measure (with the nearest one), one twice, or a wrong field.
+    """
+    family = SemanticMeasureConfig.family
+    found: list[SemanticMeasureConfig] = []
+    for entry in family.names() if entries is None else entries:
+        section = {"type": entry} if isinstance(entry, str) else entry
+        if not isinstance(section, (Mapping, SemanticMeasureConfig)):
+            raise ConfigError(f"measures must hold names or mappings with a 'type', got {entry!r}")
+        try:
+            found.append(family.config(section))
+        except KeyError as error:
+            raise ConfigError(str(error)) from error
+    names = [config.type for config in found]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"measures must be different from one another, got {names}")
+    return found
+
+
+def with_semantic(arguments: Sequence[str]) -> list[str]:
+    """Replace `--semantic`, with or without `true`, by an empty section, which later arguments fill; drop `false`."""
+    words: list[str] = []
+    is_wanted = False
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, is_one_word, value = word.partition("=")
+        if name != "--semantic":
+            words.append(word)
+            continue
+        if not is_one_word:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        answer = yaml.safe_load(value)
+        if not isinstance(answer, bool):
+            words.append(f"{name}={value}")
+        is_wanted = answer is True
+    return ["--semantic={}", *words] if is_wanted else words
