@@ -2,7 +2,8 @@
 
 transformers, DeepSpeed and FSDP write straight into `checkpoint-N`. `manifest.json`, written last and
 flushed after everything it lists, marks a folder as complete; a folder without it, or with a file of another
-size, is never resumed.
+size, is never resumed. What a run needs to know of how it was written stands there too, for DeepSpeed's own note of it
+(`latest`) may be empty after a crash.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from visual_tokenizer.checkpoints import sync_folder
 
 MANIFEST_NAME = "manifest.json"
+UNLISTED = (MANIFEST_NAME, "latest")
+"""Files that a manifest does not list: itself, and what it says better."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -24,11 +29,11 @@ class IncompleteCheckpointError(ValueError):
     """A checkpoint lacks its manifest, or a file of it."""
 
 
-def complete_checkpoint(folder: Path) -> None:
-    """Flush every file of a checkpoint to the disk, then write its manifest."""
+def complete_checkpoint(folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Flush every file of a checkpoint to the disk, then write its manifest, with further facts for `read_facts`."""
     sizes = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST_NAME:
+        if path.is_file() and path.name not in UNLISTED:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
@@ -37,12 +42,18 @@ def complete_checkpoint(folder: Path) -> None:
             sync_folder(path)
     beside = folder / f".{MANIFEST_NAME}.{uuid.uuid4().hex}"
     with open(beside, "w", encoding="utf-8") as file:
-        json.dump({"sizes": sizes}, file, indent=1)
+        json.dump({"facts": dict(facts or {}), "sizes": sizes}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, folder / MANIFEST_NAME)
     sync_folder(folder)
     sync_folder(folder.parent)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return the facts that were given to `complete_checkpoint`; none for older checkpoints."""
+    path = folder / MANIFEST_NAME
+    return json.loads(path.read_text(encoding="utf-8")).get("facts", {}) if path.is_file() else {}
 
 
 def verify_checkpoint(folder: Path) -> None:

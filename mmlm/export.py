@@ -45,7 +45,7 @@ def save_final(trainer: Trainer, processor: MultimodalProcessor, recipe: LMRecip
             model.save_pretrained(str(beside / ADAPTER_NAME), state_dict=state_dict)
             assert recipe.training.parameter_dtype in PARAMETER_DTYPES
             dtype = getattr(torch, recipe.training.parameter_dtype)
-            merge_lora(recipe.model, beside / ADAPTER_NAME, dtype).save_pretrained(beside)
+            merge_lora(recipe.model, beside / ADAPTER_NAME, dtype, recipe.lora).save_pretrained(beside)
         else:
             model.save_pretrained(beside, state_dict=state_dict)
         processor.sampling = recipe.sampling.defaults()
@@ -63,15 +63,27 @@ def save_final(trainer: Trainer, processor: MultimodalProcessor, recipe: LMRecip
     return target
 
 
+def _data(recipe: LMRecipe) -> tuple[str, str]:
+    """Return what the model was trained on, and what its licences ask to be named."""
+    if recipe.data.source is not None:
+        kind = recipe.data.source.type
+        return kind, SourceConfig.family.get(kind).attribution
+    members = recipe.data.mixture
+    total = sum(member.weight for member in members)
+    shares = [f"{member.weight / total:.0%} {member.documents.type}" for member in members]
+    named = [member.documents.attribution for member in members if member.documents.attribution]
+    return ", ".join(shares), " ".join(dict.fromkeys(named))
+
+
 def model_card(processor: MultimodalProcessor, recipe: LMRecipe, facts: dict[str, Any]) -> str:
     """Return README.md: how to use the model, and what it was made from."""
-    source = SourceConfig.family.get(recipe.data.source.type)
+    data, attributions = _data(recipe)
     made = provenance()
     lines = {
         "Merged model it started from": recipe.model,
         "Training": f"LoRA of rank {recipe.lora.rank}" if recipe.lora.rank else "all weights",
-        "Data": f"{recipe.data.source.type}, split {recipe.data.train_split}",
-        "Attribution of the data": getattr(source, "attribution", ""),
+        "Data": f"{data}, split {recipe.data.train_split}",
+        "Attribution of the data": attributions,
         "Layout": processor.layout.config.type,
         "Visual tokens": f"{processor.vocabulary.size} ({processor.vocabulary.num_codebooks} codebook(s))",
         "Visual tokenizer (SHA-256)": processor.codec_hash,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from mmlm.cross_entropy import TokenLosses, linear_cross_entropy, logits_cross_entropy
 
@@ -159,8 +160,13 @@ def is_plain_head(head: nn.Module) -> bool:
     """Return whether a head is `weight` and `bias` alone, or such a head with some rows trained by peft."""
     if isinstance(head, TrainableTokensWrapper):
         head = head.original_module
-        return type(head) is nn.Linear and head.bias is None
-    return type(head) is nn.Linear
+        return own_class(head) is nn.Linear and head.bias is None
+    return own_class(head) is nn.Linear
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return a module's class as it was before FSDP2, which gives what it shards a subclass of it."""
+    return type(module).__bases__[-1] if isinstance(module, FSDPModule) else type(module)
 
 
 def _weight_and_bias(head: Any) -> tuple[Tensor, Tensor | None]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmlm.mixture_recipe import MixtureMember, member_names
+from mmlm.stage_recipe import FreezeStage, ResolutionStage, check_freeze_stages, check_resolution_stages
 from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
 from visual_tokenizer.registry import ConfigError
 
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
 PARAMETER_DTYPES = ("float32", "bfloat16", "float16")
 RESUME_AUTO, RESUME_NEVER = "auto", "never"
+QUANTIZATIONS = ("nf4", "int8")
 
 
 def check(holds: bool, field_name: str, rule: str, value: Any) -> None:
@@ -21,13 +24,16 @@ def check(holds: bool, field_name: str, rule: str, value: Any) -> None:
 
 @dataclass(kw_only=True)
 class DataSection:
-    """Which pairs of caption and picture, and how they become sequences."""
+    """Which pairs of caption and picture, or documents, and how they become sequences."""
 
-    source: SourceConfig
-    """Pictures with captions."""
+    source: SourceConfig | None = None
+    """Pictures with captions; give this or mixture. The fields from image_to_text_fraction to max_caption_tokens are
+    for these."""
+    mixture: list[MixtureMember] = field(default_factory=list)
+    """Sets of documents, with weights; give this or source."""
     shards_dir: str
-    """Folder of the tokenized pictures, a subfolder a split; made by the first run and reused by later
-    ones."""
+    """Folder of the tokenized pictures, a subfolder a split, below one for each member of a mixture; made by the first
+    run and reused by later ones."""
     train_split: str = "train"
     """Split of the source for training: train, heldout or all."""
     heldout_split: str = "heldout"
@@ -42,6 +48,9 @@ class DataSection:
     caption."""
     max_caption_tokens: int = 256
     """Longer captions are cut; 1 or more."""
+    resolutions: list[ResolutionStage] = field(default_factory=list)
+    """Picture sizes in turn; the shards of each are in a folder of shards_dir (32px/train). Empty: the tokenizer's size
+    throughout."""
     packing: bool = False
     """Whether sequences are put together in rows of max_length tokens, so that next to nothing is padding. Each still
     sees itself alone. A batch then is training.batch_size rows."""
@@ -57,6 +66,9 @@ class DataSection:
     """Processes that decode pictures, and later build batches, for each rank; 0: the rank itself."""
 
     def __post_init__(self) -> None:
+        given = f"source={self.source is not None}, mixture of {len(self.mixture)}"
+        check((self.source is None) == bool(self.mixture), "data", "given either source or mixture", given)
+        member_names(self.mixture)
         for name in ("train_split", "heldout_split"):
             check(
                 getattr(self, name) in SPLITS,
@@ -66,6 +78,7 @@ class DataSection:
             )
         for name in ("image_to_text_fraction", "caption_dropout"):
             check(0 <= getattr(self, name) <= 1, f"data.{name}", "in [0, 1]", getattr(self, name))
+        check_resolution_stages(self.resolutions, packing=self.packing, mixture=bool(self.mixture))
         check(self.max_length is None or self.max_length >= 1, "data.max_length", "1 or more, or null", self.max_length)
         for name in ("packing_buffer", "max_caption_tokens", "pad_to_multiple_of", "tokenize_batch_size"):
             check(getattr(self, name) >= 1, f"data.{name}", "1 or more", getattr(self, name))
@@ -173,6 +186,9 @@ class TrainingSection:
     resume: str = RESUME_AUTO
     """auto: from the newest complete checkpoint in output_dir; never: refuse if there is one; or a
     checkpoint."""
+    freeze: list[FreezeStage] = field(default_factory=list)
+    """Stages at the beginning in which only a part of the weights moves, without weight decay; then all do. Memory and
+    time are those of training everything."""
     deepspeed: str | None = None
     """DeepSpeed configuration file, for example recipes/deepspeed/zero2.json; null: as the launcher says."""
 
@@ -195,6 +211,7 @@ class TrainingSection:
             check(getattr(self, name) >= 1, f"training.{name}", "1 or more", getattr(self, name))
         for name in ("sample_every_steps", "evaluate_every_steps"):
             check(getattr(self, name) >= 0, f"training.{name}", "0 or more", getattr(self, name))
+        check_freeze_stages(self.freeze)
         positive = self.peak_tflops is None or self.peak_tflops > 0
         check(positive, "training.peak_tflops", "above 0, or null", self.peak_tflops)
         for name, known in (("mixed_precision", MIXED_PRECISIONS), ("parameter_dtype", PARAMETER_DTYPES)):
@@ -249,23 +266,34 @@ class LoraSection:
     """Before the adapter; in [0, 1)."""
     target_modules: list[str] | None = None
     """Ends of the names of the linear layers; null: all but the head."""
+    dora: bool = False
+    """Learn the length of each output's weights beside their direction, which the adapter then changes alone: DoRA (Liu
+    et al., arXiv 2402.09353)."""
+    quantization: str | None = None
+    """Of the frozen linear layers: nf4 (QLoRA, Dettmers et al., arXiv 2305.14314) or int8; null: none. Takes the
+    package bitsandbytes and a CUDA device."""
 
     def __post_init__(self) -> None:
         check(self.rank >= 0, "lora.rank", "0 or more", self.rank)
         check(self.alpha > 0, "lora.alpha", "above 0", self.alpha)
         check(0 <= self.dropout < 1, "lora.dropout", "in [0, 1)", self.dropout)
+        known = self.quantization is None or self.quantization in QUANTIZATIONS
+        check(known, "lora.quantization", f"null or one of {', '.join(QUANTIZATIONS)}", self.quantization)
+        for name in ("dora", "quantization"):
+            wanted = getattr(self, name)
+            check(self.rank > 0 or not wanted, f"lora.{name}", "left out where lora.rank is 0", wanted)
 
 
 @dataclass(kw_only=True)
 class LMRecipe:
-    """Training of a merged language model on captions and pictures."""
+    """Training of a merged language model on captions and pictures, or on documents."""
 
     model: str
     """Folder of the merged model: language model, text tokenizer and visual tokenizer."""
     output_dir: str
     """Folder of the run; the trained model goes to its subfolder final/."""
     data: DataSection
-    """Pairs and sequences."""
+    """Pairs or documents, and sequences."""
     loss: LossSection = field(default_factory=LossSection)
     """What counts how much."""
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
@@ -280,6 +308,9 @@ class LMRecipe:
     """Dotted overrides for a run of a few steps on a small machine: `--smoke true` applies them."""
 
     def __post_init__(self) -> None:
+        if self.data.mixture:
+            rule = "null where there is data.mixture, whose sets have no common end: give training.max_steps"
+            check(self.training.epochs is None, "training.epochs", rule, self.training.epochs)
         if not self.lora.rank:
             check(
                 self.training.parameter_dtype == "float32",

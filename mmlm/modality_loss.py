@@ -58,6 +58,8 @@ class MeterReading:
     """Without padding."""
     pairs_per_second: float
     """Of a token and one that it attends to."""
+    output_norms: dict[str, float]
+    """Mean norm of the last layer's output by the kind of token that it predicts, where norms were counted."""
 
 
 class ModalityMeter:
@@ -66,19 +68,29 @@ class ModalityMeter:
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(KINDS), dtype=torch.float64, device=device)
         self.counts = torch.zeros_like(self.sums)
+        self.norms = torch.zeros_like(self.sums)
         self.others = torch.zeros(3, dtype=torch.float64, device=device)
         """Squared log normalizers, tokens, and pairs of tokens of which one attends to the other."""
         self._since = perf_counter()
         self._paused = 0.0
 
     @torch.no_grad()
-    def add(self, found: TokenLosses, targets: Tensor, kinds: Tensor, positions: Tensor | None = None) -> None:
+    def add(
+        self,
+        found: TokenLosses,
+        targets: Tensor,
+        kinds: Tensor,
+        positions: Tensor | None = None,
+        norms: Tensor | None = None,
+    ) -> None:
         """Count a batch: losses (B · L,), targets and their kinds (B, L), places in their documents (B, L) or None for
-        rows of one document."""
+        rows of one document, and norms of the last layer's outputs, B · L of them in any shape."""
         trained = targets != IGNORED_LABEL
         masks = torch.stack([(kinds == kind) & trained for kind in range(len(KINDS))])
         self.sums += (found.losses.view(targets.shape) * masks).sum((1, 2), dtype=torch.float64)
         self.counts += masks.sum((1, 2))
+        if norms is not None:
+            self.norms += (norms.view(targets.shape) * masks).sum((1, 2), dtype=torch.float64)
         is_token = kinds >= 0
         if positions is None:
             positions = torch.arange(targets.shape[1], device=targets.device)
@@ -95,10 +107,10 @@ class ModalityMeter:
         Raises:
             DivergedError: the loss is NaN or infinite; on every process alike.
         """
-        local = torch.cat([self.sums, self.counts, self.others])
+        local = torch.cat([self.sums, self.counts, self.norms, self.others])
         totals = accelerator.reduce(local, reduction="sum").tolist()
-        sums, counts = totals[: len(KINDS)], totals[len(KINDS) : 2 * len(KINDS)]
-        squares, tokens, pairs = totals[2 * len(KINDS) :]
+        sums, counts, norms = (totals[part * len(KINDS) : (part + 1) * len(KINDS)] for part in range(3))
+        squares, tokens, pairs = totals[3 * len(KINDS) :]
         seconds = max(perf_counter() - self._since - self._paused, 1e-9)
         self.__init__(self.sums.device)  # type: ignore[misc]
         means = {kind: total / count for kind, total, count in zip(KINDS, sums, counts, strict=True) if count}
@@ -110,4 +122,6 @@ class ModalityMeter:
                 f"the loss of {', '.join(wrong)} tokens is not finite: lower optimizer.learning_rate or "
                 "raise optimizer.warmup_steps, and start again from the last checkpoint"
             )
-        return MeterReading(means, mean, squares / max(sum(counts), 1), tokens / seconds, pairs / seconds)
+        output_norms = {kind: norm / count for kind, norm, count in zip(KINDS, norms, counts, strict=True) if norm}
+        squared = squares / max(sum(counts), 1)
+        return MeterReading(means, mean, squared, tokens / seconds, pairs / seconds, output_norms)

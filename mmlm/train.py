@@ -10,21 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import disable_fsdp_ram_efficient_loading
+from peft import prepare_model_for_kbit_training
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
 from mmlm.callbacks import LogBeforeSaving, ProgressFiles, SampleGrids
 from mmlm.checkpoint_manifest import list_checkpoints, newest_complete, verify_checkpoint
+from mmlm.data.mixture import MixtureSequences
+from mmlm.data.mixture_sets import HeldoutDocuments, heldout_documents, place_codec, training_mixture
 from mmlm.data.packing import PackedSequences
 from mmlm.data.pairs import PairCollator, PairOptions, PairSequences
+from mmlm.data.resolutions import StagedSequences, at_last_size, staged_sequences
 from mmlm.data.tokenize import shards_of
 from mmlm.export import save_final
+from mmlm.freezing import FreezeSchedule
 from mmlm.lm_recipe import RESUME_AUTO, RESUME_NEVER, LMRecipe
-from mmlm.lora import add_lora
+from mmlm.lora import add_lora, check_quantization, load_quantized, new_rows
 from mmlm.processing import MultimodalProcessor
 from mmlm.trainer_arguments import total_sequences, total_steps, training_arguments
 from mmlm.training import UnifiedTrainer
 from mmlm.user_errors import exit_on_user_error
+from visual_tokenizer.processes import Interrupted
 from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.run_folder import RunLock
@@ -32,10 +39,11 @@ from visual_tokenizer.run_folder import RunLock
 logger = logging.getLogger(__name__)
 
 PROGRAM = "accelerate launch -m mmlm.train"
-ABOUT = """Train a merged language model on captions and pictures.
+ABOUT = """Train a merged language model on captions and pictures, or on documents.
 
 Pictures are tokenized first if their shards are not there. A run that was interrupted goes on from its
-newest complete checkpoint when the same command is given again. The result is in OUTPUT_DIR/final.
+newest complete checkpoint when the same command is given again, also with another number of processes.
+SIGTERM and SIGINT end a run after its step, with a checkpoint. The result is in OUTPUT_DIR/final.
 
 Examples:
   one GPU, or a CPU
@@ -51,10 +59,16 @@ Examples:
     accelerate launch --use_deepspeed --num_processes 8 \\
         --deepspeed_config_file recipes/deepspeed/zero3.json \\
         -m mmlm.train --config recipes/lm/openmoji_llama.yaml --training.mixed_precision bf16
+  eight GPUs, PyTorch's FSDP2
+    accelerate launch --config_file recipes/accelerate/fsdp2.yaml --num_processes 8 \\
+        -m mmlm.train --config recipes/lm/openmoji_llama.yaml --training.mixed_precision bf16
   two processes on a CPU, DeepSpeed ZeRO-2
     DS_ACCELERATOR=cpu accelerate launch --use_deepspeed --num_processes 2 \\
         --deepspeed_config_file recipes/deepspeed/zero2.json \\
-        -m mmlm.train --config recipes/lm/openmoji_llama.yaml"""
+        -m mmlm.train --config recipes/lm/openmoji_llama.yaml
+
+Exit codes: 0 done; 2 something to be put right by you; 143 (SIGTERM) and 130 (SIGINT) stopped after a checkpoint. They
+are those of each process; a launcher of several may end with 1 instead."""
 
 
 def load_processor(folder: str) -> MultimodalProcessor:
@@ -98,7 +112,17 @@ def find_checkpoint(recipe: LMRecipe) -> Path | None:
 def load_model(recipe: LMRecipe, processor: MultimodalProcessor) -> Any:
     """Load the language model, with adapters if the recipe says so."""
     dtype = getattr(torch, recipe.training.parameter_dtype)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=dtype)
+    if recipe.lora.rank:  # accelerate would tie the emptied model anew, and peft has wrapped the table it looks for
+        disable_fsdp_ram_efficient_loading()
+    model: Any
+    if recipe.lora.quantization is None:
+        model = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=dtype)
+    else:
+        model = prepare_model_for_kbit_training(
+            load_quantized(recipe.model, recipe.lora, dtype),
+            use_gradient_checkpointing=recipe.training.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
     if recipe.lora.rank:
         return add_lora(model, recipe.lora, processor.layout)
     return model
@@ -138,14 +162,22 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
         max_caption_tokens=data.max_caption_tokens,
         seed=training.seed,
     )
-    shards = shards_of(processor, recipe, data.train_split)
-    pairs = PairSequences(shards, processor.layout, options)
-    heldout = None
-    if training.evaluate_every_steps:
+    pairs: PairSequences | MixtureSequences | StagedSequences
+    heldout: PairSequences | HeldoutDocuments | None = None
+    if data.mixture:
+        pairs = training_mixture(processor, recipe)
+        if training.evaluate_every_steps:
+            heldout = heldout_documents(processor, recipe)
+        if place_codec(processor, recipe, args.device):
+            args.dataloader_num_workers = 0
+    elif data.resolutions:
+        pairs = staged_sequences(processor, recipe, options)
+    else:
+        pairs = PairSequences(shards_of(processor, recipe, data.train_split), processor.layout, options)
+    if training.evaluate_every_steps and not data.mixture:
         whole = PairOptions(**{**vars(options), "caption_dropout": 0.0})
-        heldout = PairSequences(
-            shards_of(processor, recipe, data.heldout_split), processor.layout, whole, shuffle=False
-        )
+        reader, sized = at_last_size(processor, recipe)
+        heldout = PairSequences(shards_of(reader, sized, data.heldout_split), processor.layout, whole, shuffle=False)
     set_seed(training.seed)
     model = load_model(recipe, processor)
     longest = longest_sequence(recipe, model.config)
@@ -161,7 +193,7 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
         args.max_steps = training.max_steps or max(1, rows.full_rows() // training.batch_size)
         rows.length = args.max_steps * training.batch_size
     else:
-        args.max_steps = total_steps(recipe, len(shards))
+        args.max_steps = total_steps(recipe, len(pairs))
         pairs.length = args.max_steps * training.batch_size
         rows = pairs
     tokenizer = processor.tokenizer
@@ -175,6 +207,7 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
         z_loss=recipe.loss.z_loss,
         peak_tflops=training.peak_tflops,
         keep_checkpoints=training.keep_checkpoints,
+        freeze=FreezeSchedule(model, training.freeze, new_rows(processor.layout)),
         eval_dataset=heldout,
         data_collator=PairCollator(pad_id, data.pad_to_multiple_of),
         callbacks=[LogBeforeSaving(), ProgressFiles(recipe.output_dir), grids],
@@ -188,7 +221,9 @@ def train(recipe: LMRecipe) -> Path:
 
     Raises:
         ConfigError, ShardError, …: what a user can get wrong, each with field, value and rule.
+        Interrupted: SIGTERM or SIGINT; a checkpoint was written.
     """
+    check_quantization(recipe.lora)
     processor = load_processor(recipe.model)  # before the arguments: under ZeRO-3 they shard whatever is loaded
     args = training_arguments(recipe)
     lock = RunLock(Path(recipe.output_dir)) if args.process_index == 0 else None
@@ -208,18 +243,23 @@ def train(recipe: LMRecipe) -> Path:
             lock.release()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read a recipe and train; mistakes of the user end with one line and exit code 2."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read a recipe, train, and return the exit code; mistakes of the user end with one line and exit code 2."""
+    code = 0
     level = logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     with exit_on_user_error("mmlm.train"):
         words = with_smoke(sys.argv[1:] if arguments is None else arguments)
         recipe = parse_arguments(LMRecipe, words, program=PROGRAM, about=ABOUT)
-        final = train(recipe)
-        logger.info("the trained model is in %s", final)
+        try:
+            logger.info("the trained model is in %s", train(recipe))
+        except Interrupted as stop:
+            logger.warning("%s", stop)
+            code = 128 + stop.signum
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

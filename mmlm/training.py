@@ -9,16 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mmlm.checkpoint_manifest import complete_checkpoint, discard_checkpoint, rotate_checkpoints
 from mmlm.cross_entropy import IGNORED_LABEL
 from mmlm.data.pairs import PADDING
+from mmlm.freezing import FreezeSchedule
 from mmlm.head_loss import HeadLoss
 from mmlm.modality_loss import ModalityMeter, TokenWeights, shift_left
 from mmlm.model_flops import ModelFlops
+from mmlm.output_norms import OutputNorms
+from mmlm.resharding import checkpoint_facts, part_step_counts, prepare_checkpoint
+from mmlm.stopping import StopAtStep, let_workers_live
+from visual_tokenizer.processes import Interrupted
 
 EVALUATION_PREFIX = "eval_"
 
@@ -39,7 +46,8 @@ class UnifiedTrainer(Trainer):
     Logged beside `loss`, which includes z-loss: `loss_image`, `loss_text`, `loss_structure` (unweighted means, nats a
     token), `z_loss` (its share of the loss, if it has a factor), and the same with `eval_` for the held-out set;
     `tokens_per_second` (tokens without padding, over all processes, without the time of evaluation, samples and
-    checkpoints), `model_tflops_per_second` (see `ModelFlops`, over all processes) and `mfu`, its share of the peak.
+    checkpoints), `model_tflops_per_second` (see `ModelFlops`, over all processes), `mfu`, its share of the peak, and
+    `output_norm_image`, `output_norm_text`, `output_norm_structure` (see `OutputNorms`; by the kind that is predicted).
 
     Args:
         model: the language model, or a peft model of it.
@@ -49,10 +57,12 @@ class UnifiedTrainer(Trainer):
         z_loss: factor of the squared log normalizer in the loss.
         peak_tflops: of one device, for `mfu`; None: it is not logged.
         keep_checkpoints: complete checkpoints that are kept.
+        freeze: what stands still when.
         **kwargs: as of `Trainer`.
 
     Raises:
-        LaunchError: one process sees several GPUs, which transformers would use by `DataParallel`.
+        LaunchError: one process sees several GPUs, which transformers would use by `DataParallel`; or FSDP was asked
+            for in a version, on a device or with adapters that it is not for.
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class UnifiedTrainer(Trainer):
         z_loss: float = 0.0,
         peak_tflops: float | None = None,
         keep_checkpoints: int = 2,
+        freeze: FreezeSchedule | None = None,
         **kwargs: Any,
     ) -> None:
         if args.n_gpu > 1:
@@ -73,16 +84,56 @@ class UnifiedTrainer(Trainer):
                 f"--multi_gpu --num_processes {args.n_gpu} -m mmlm.train …`, or show it one by "
                 "CUDA_VISIBLE_DEVICES"
             )
-        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        self.stop = StopAtStep()
+        self.freeze = FreezeSchedule(model, [], []) if freeze is None else freeze
+        callbacks = [self.stop, self.freeze, *kwargs.pop("callbacks", [])]
+        super().__init__(model=model, args=args, train_dataset=train_dataset, callbacks=callbacks, **kwargs)
+        check_fsdp(self)
         # Tells Trainer that compute_loss divides by num_items_in_batch, so that it need not do so by parts.
         self.model_accepts_loss_kwargs = True
         self.token_weights = TokenWeights(token_weights)
         self.head_loss = HeadLoss(model, z_loss)
+        self.output_norms = OutputNorms(model)
         self.flops = ModelFlops.of(model)
         self.peak_tflops = peak_tflops
         self.keep_checkpoints = keep_checkpoints
         self.train_meter = ModalityMeter(args.device)
         self.evaluation_meter = ModalityMeter(args.device)
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Train as usual, until the end or a signal; a checkpoint may be of another number of processes.
+
+        Raises:
+            Interrupted: SIGTERM or SIGINT; a checkpoint was written.
+            ConfigError: the checkpoint is of a run that shards otherwise.
+        """
+        if resume_from_checkpoint is not None:
+            prepare_checkpoint(self, Path(resume_from_checkpoint))
+        with self.stop.signals:
+            found = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.stop.stopped_by:
+            raise Interrupted(self.stop.stopped_by, self.state.global_step)
+        return found
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Create it as usual and note its weight decays."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        # DeepSpeed's own optimizer, which its file may name, has one group; it is not there yet.
+        self.freeze.weight_decays = [group["weight_decay"] for group in getattr(optimizer, "param_groups", [])]
+        return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run a part forward and backward as usual; what is frozen gets no gradient."""
+        loss = super().training_step(*args, **kwargs)
+        if self.is_fsdp_enabled and self.model is not None:
+            self.freeze.mask_sharded(self.model)
+        return loss
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader as usual; a signal does not end its workers."""
+        loader = super().get_train_dataloader()
+        let_workers_live(loader)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -91,7 +142,8 @@ class UnifiedTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | None]:
-        """Return the parts of one optimizer step and the weight of their tokens over all processes."""
+        """Return the parts of one optimizer step and the weight of their tokens over all processes, and share the
+        signals that have come."""
         batches = []
         for _ in range(num_batches):
             try:
@@ -100,8 +152,11 @@ class UnifiedTrainer(Trainer):
                 break
         if not batches:
             return batches, None
-        total = torch.stack([self._weights(batch).sum() for batch in batches]).sum().to(device)
-        return batches, self.accelerator.reduce(total, reduction="sum")
+        weight = torch.stack([self._weights(batch).sum() for batch in batches]).sum().view(1)
+        local = torch.cat([weight, torch.tensor(self.stop.shared.flags(), device=weight.device)]).to(device)
+        total: Any = self.accelerator.reduce(local, reduction="sum")
+        self.stop.shared.remember(total[1:])
+        return batches, total[0]
 
     def _weights(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the weight of each prediction of a batch, (B, L); place i predicts token i + 1."""
@@ -123,7 +178,7 @@ class UnifiedTrainer(Trainer):
         is_training = model.training and num_items_in_batch is not None
         found, outputs = self.head_loss(model, arguments, targets, weights)
         if is_training:
-            self.train_meter.add(found, targets, kinds, positions)
+            self.train_meter.add(found, targets, kinds, positions, self.output_norms.take())
             # Gradients are averaged over processes, the loss is a sum over them: hence the factor.
             loss = found.total * (self.accelerator.num_processes / num_items_in_batch.clamp_min(1e-8))
         else:
@@ -147,6 +202,7 @@ class UnifiedTrainer(Trainer):
             if prefix:
                 logs[f"{prefix}loss"] = found.mean  # over tokens; Trainer's is over batches
             else:
+                logs |= {f"output_norm_{kind}": value for kind, value in found.output_norms.items()}
                 logs["tokens_per_second"] = round(found.tokens_per_second, 1)
                 tflops = self.flops.per_second(found.tokens_per_second, found.pairs_per_second) / 1e12
                 logs["model_tflops_per_second"] = tflops
@@ -166,6 +222,11 @@ class UnifiedTrainer(Trainer):
         with self.off_the_clock():
             return super().evaluate(*args, **kwargs)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.is_deepspeed_enabled:
+            part_step_counts(self.optimizer)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, mark it as complete once all processes have written, and remove old ones."""
         output_dir = Path(str(self.args.output_dir))
@@ -177,6 +238,31 @@ class UnifiedTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                complete_checkpoint(folder)
+                complete_checkpoint(folder, checkpoint_facts(self, folder))
                 rotate_checkpoints(output_dir, self.keep_checkpoints)
             self.accelerator.wait_for_everyone()
+
+
+def check_fsdp(trainer: Trainer) -> None:
+    """Raise `LaunchError` where FSDP was asked for and cannot shard this model here."""
+    if trainer.is_fsdp_enabled:
+        version = trainer.accelerator.state.fsdp_plugin.fsdp_version
+        if version != 2:
+            raise LaunchError(
+                f"fsdp_version must be 2, got {version}: launch with recipes/accelerate/fsdp2.yaml, or --fsdp_version 2"
+            )
+        some: Any = trainer.model
+        table, head = some.get_input_embeddings(), some.get_output_embeddings()
+        shared = {id(weight) for weight in table.parameters()} & {id(weight) for weight in head.parameters()}
+        if isinstance(table, TrainableTokensWrapper) and shared:
+            # accelerate takes them for two tables, as peft makes their weight anew at each look, and PyTorch refuses
+            # parameters that two units share.
+            raise LaunchError(
+                "lora.rank must be 0 under FSDP2 for a model whose head is tied to its table: train adapters beside it "
+                "data-parallel, with recipes/accelerate/multi_gpu.yaml"
+            )
+    elif parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise LaunchError(
+            "FSDP was asked for, but accelerate shards on accelerators only and this run is on the CPU, where it would "
+            "be plain data-parallel: launch with recipes/accelerate/cpu_2_processes.yaml"
+        )

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from torch import Tensor
 
-from mmlm.data.shards import ShardHeader, shard_features
+from mmlm.data.shards import ShardHeader
 from visual_tokenizer.checkpoints import sync_folder
+from visual_tokenizer.token_lengths import own_tokens
 
 READ_BYTES = 1 << 22
 
@@ -38,6 +39,8 @@ class ShardManifest:
     """Pictures in the file."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Unreadable pictures of its part of the source: reason by key."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """How often something of an item was cut or left out, by what."""
 
 
 def shard_name(unit: int) -> str:
@@ -112,28 +115,42 @@ class ShardWriter:
 
     def __init__(self, folder: Path, header: ShardHeader, unit: int) -> None:
         self.path = folder / f"{shard_name(unit)}.arrow"
-        self.features = shard_features(header)
+        self.features = header.features()
         self.scratch = beside(self.path)
         self._file = open(self.scratch, "wb")
         self._hashed = _HashedFile(self._file)
         self._stream = pa.ipc.new_stream(self._hashed, self.features.arrow_schema)
         self.count = 0
         self.skipped: dict[str, str] = {}
+        self.changed: dict[str, int] = {}
 
     def write(self, keys: Sequence[str], captions: Sequence[str], indices: Tensor, grid: Sequence[int]) -> None:
-        """Append B pictures: indices (B, *grid) or (B, *grid, num_codebooks)."""
+        """Append B pictures: indices (B, *grid) or (B, *grid, num_codebooks).
+
+        Of a grid (N,) each picture's own tokens are written, and their number as its grid.
+        """
+        pictures = own_tokens(indices) if len(grid) == 1 else list(indices)
         columns = {
             "key": list(keys),
             "caption": list(captions),
-            "indices": list(indices.reshape(len(keys), -1).numpy()),
-            "grid": [list(grid)] * len(keys),
+            "indices": [picture.flatten().numpy() for picture in pictures],
+            "grid": [list(picture.shape[: len(grid)]) for picture in pictures],
         }
-        self._stream.write_batch(pa.RecordBatch.from_pydict(columns, schema=self.features.arrow_schema))
-        self.count += len(keys)
+        self.write_columns(columns, len(keys))
+
+    def write_columns(self, columns: Mapping[str, Any], count: int) -> None:
+        """Append `count` rows of the header's columns."""
+        self._stream.write_batch(pa.RecordBatch.from_pydict(dict(columns), schema=self.features.arrow_schema))
+        self.count += count
 
     def skip(self, reasons: Mapping[str, str]) -> None:
         """Note unreadable pictures: reason by key."""
         self.skipped.update(reasons)
+
+    def note(self, changes: Mapping[str, int]) -> None:
+        """Count what was cut or left out of items."""
+        for what, count in changes.items():
+            self.changed[what] = self.changed.get(what, 0) + count
 
     def close(self) -> ShardManifest:
         """Flush the file to the disk, give it its name, and write its manifest."""
@@ -143,7 +160,7 @@ class ShardWriter:
         self._file.close()
         os.replace(self.scratch, self.path)
         manifest = ShardManifest(
-            self.path.name, self._hashed.digest.hexdigest(), self._hashed.size, self.count, self.skipped
+            self.path.name, self._hashed.digest.hexdigest(), self._hashed.size, self.count, self.skipped, self.changed
         )
         write_json(self.path.with_suffix(".json"), asdict(manifest))
         return manifest

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ from mmlm.data.shards import (
     ShardError,
     ShardHeader,
     header_provenance,
-    shard_features,
 )
 from visual_tokenizer.checkpoints import sync_folder
 
@@ -115,7 +115,7 @@ def open_unfinished(unfinished: Path, plan: ShardPlan) -> ShardPlan:
 def finish_shards(unfinished: Path, folder: Path, header: ShardHeader, units: int) -> None:
     """Write the files that `datasets` and `load_shards` want and give the folder its name.
 
-    Fills in the header's `count`, `skipped` and `skipped_by_reason`.
+    Fills in the header's `count`, `skipped`, `skipped_by_reason` and `changed`.
 
     Raises:
         ShardError: a unit is missing, or `folder` came into being meanwhile.
@@ -131,7 +131,11 @@ def finish_shards(unfinished: Path, folder: Path, header: ShardHeader, units: in
     header.count = sum(manifest.count for manifest in manifests)
     header.skipped = {key: reason for manifest in manifests for key, reason in manifest.skipped.items()}
     header.skipped_by_reason = count_reasons(header.skipped.values())
-    datasets.DatasetInfo(features=shard_features(header)).write_to_directory(str(unfinished))
+    changed: Counter[str] = Counter()
+    for manifest in manifests:
+        changed.update(manifest.changed)
+    header.changed = dict(sorted(changed.items()))
+    datasets.DatasetInfo(features=header.features()).write_to_directory(str(unfinished))
     state: dict[str, Any] = {
         "_data_files": [{"filename": manifest.file} for manifest in manifests],
         "_fingerprint": header.codec_hash[:16],

@@ -53,7 +53,7 @@ def reopen_if_damaged(folder: Path, expected: ShardHeader) -> bool:
     Raises:
         ShardMismatchError: the shards are of another visual tokenizer, preprocessing, source or split.
     """
-    check_header(read_header(folder), expected, folder)
+    check_header(read_header(folder, type(expected)), expected, folder)
     plan = read_plan(folder)
     if plan is None:
         logger.warning("%s has no plan and cannot be verified", folder)

@@ -6,24 +6,25 @@ and a reader that expects something else refuses it. `files.json` lists the shar
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
 from mmlm.processing import MultimodalProcessor
-from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.registry import PartConfig
 
 HEADER_NAME = "header.json"
 FILES_NAME = "files.json"
 SHARD_FORMAT = 1
-KNOWN_AT_THE_END = ("count", "skipped", "skipped_by_reason")
+KNOWN_AT_THE_END = ("count", "skipped", "skipped_by_reason", "changed")
 VOLATILE_PREPROCESSING = ("processor_class", "image_processor_type", "transformers_version", "_name_or_path")
 
 
@@ -61,6 +62,27 @@ class ShardHeader:
     """Unreadable pictures: reason by key."""
     skipped_by_reason: dict[str, int] = field(default_factory=dict)
     """How many pictures were left out for each reason, numbers in it replaced by #."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """How often something of an item was cut or left out, by what; nothing ever is of a picture."""
+
+    def features(self) -> datasets.Features:
+        """Return the columns: `key`, `caption`, `indices` (flat, codebooks of a position side by side) and `grid`."""
+        return datasets.Features(
+            {
+                "key": datasets.Value("string"),
+                "caption": datasets.Value("string"),
+                "indices": datasets.List(datasets.Value(self.index_type)),
+                "grid": datasets.List(datasets.Value("int32")),
+            }
+        )
+
+    @property
+    def index_type(self) -> str:
+        """The narrowest type of `datasets` that holds every index."""
+        return "uint16" if self.codebook_size <= 2**16 else "int32"
+
+
+Header = TypeVar("Header", bound=ShardHeader)
 
 
 def header_provenance(header: ShardHeader) -> dict[str, Any]:
@@ -68,7 +90,7 @@ def header_provenance(header: ShardHeader) -> dict[str, Any]:
     return {key: value for key, value in asdict(header).items() if key not in KNOWN_AT_THE_END}
 
 
-def expected_header(processor: MultimodalProcessor, source: SourceConfig, split: str) -> ShardHeader:
+def expected_header(processor: MultimodalProcessor, source: PartConfig, split: str) -> ShardHeader:
     """Return the header that shards of `source` must have to suit `processor`; count and skipped are still
     empty."""
     settings = processor.image_processor.to_dict()
@@ -84,22 +106,12 @@ def expected_header(processor: MultimodalProcessor, source: SourceConfig, split:
     )
 
 
-def shard_features(header: ShardHeader) -> datasets.Features:
-    """Return the columns: `key`, `caption`, `indices` (flat, codebooks of a position side by side) and
-    `grid`."""
-    kind = "uint16" if header.codebook_size <= 2**16 else "int32"
-    return datasets.Features(
-        {
-            "key": datasets.Value("string"),
-            "caption": datasets.Value("string"),
-            "indices": datasets.List(datasets.Value(kind)),
-            "grid": datasets.List(datasets.Value("int32")),
-        }
-    )
-
-
-def read_header(folder: str | os.PathLike[str]) -> ShardHeader:
+def read_header(folder: str | os.PathLike[str], kind: type[Header] = ShardHeader) -> Header:  # type: ignore[assignment]
     """Return what `header.json` of a shard folder says.
+
+    Args:
+        folder: with a header in it.
+        kind: what the header is read as: its fields, whatever else the file says.
 
     Raises:
         ShardError: no such file, or no header of this format.
@@ -113,7 +125,8 @@ def read_header(folder: str | os.PathLike[str]) -> ShardHeader:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields.get("format") != SHARD_FORMAT:
             raise ShardError(f"{path}: format must be {SHARD_FORMAT}, got {fields.get('format')}")
-        return ShardHeader(**fields)
+        known = {one.name for one in dataclasses.fields(kind)}
+        return kind(**{name: value for name, value in fields.items() if name in known})
     except (TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ShardError(f"{path} is damaged: {error}") from error
 
@@ -154,7 +167,7 @@ def load_shards(folder: str | os.PathLike[str], expected: ShardHeader | None = N
         ShardError: not there, unfinished or damaged.
         ShardMismatchError: another visual tokenizer, preprocessing, source or split.
     """
-    header = read_header(folder)
+    header = read_header(folder, ShardHeader if expected is None else type(expected))
     if expected is not None:
         check_header(header, expected, folder)
     check_sizes(Path(folder))

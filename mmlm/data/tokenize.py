@@ -1,4 +1,4 @@
-"""Tokenize the pictures of a source once: `accelerate launch -m mmlm.data.tokenize --config RECIPE`.
+"""Tokenize pictures, or the documents of a mixture, once: `accelerate launch -m mmlm.data.tokenize --config RECIPE`.
 
 The work is divided into units that do not depend on the number of processes (`ShardPlan`); each becomes a shard file
 that is there as a whole or not at all. A run that was killed goes on, with any number of processes, when the same
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,29 +18,25 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from mmlm.data.mixture_sets import iter_shards
 from mmlm.data.picture_batches import RowDecoding, iter_batches
-from mmlm.data.shard_files import ShardWriter, read_manifest, shard_name
-from mmlm.data.shard_plan import ShardPlan, finish_shards, open_unfinished, plan_shards, read_plan
-from mmlm.data.shard_verification import reopen_if_damaged, unfinished_folder, wait_for, whole_units
-from mmlm.data.shards import (
-    ShardError,
-    ShardHeader,
-    expected_header,
-    load_shards,
-    read_header,
-)
+from mmlm.data.shard_files import ShardWriter
+from mmlm.data.shard_plan import ShardPlan
+from mmlm.data.shard_verification import reopen_if_damaged
+from mmlm.data.sharding import write_shards
+from mmlm.data.shards import ShardHeader, expected_header, load_shards
 from mmlm.lm_recipe import LMRecipe
 from mmlm.merge_record import MissingCodecError
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.decoding import UnreadableImageError
 from visual_tokenizer.data.sources.base import Source, SourceConfig
+from visual_tokenizer.registry import ConfigError
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "accelerate launch -m mmlm.data.tokenize"
-ABOUT = """Tokenize the pictures of a recipe's data section to shards; the processes share the work.
+ABOUT = """Tokenize the pictures, or documents, of a recipe's data section to shards; the processes share the work.
 
 A run that was killed goes on when the command is given again, also with another number of processes. On finished
 shards the command verifies their checksums and makes damaged ones again.
@@ -50,10 +45,6 @@ Examples:
   accelerate launch -m mmlm.data.tokenize --config recipes/lm/openmoji_llama.yaml
   accelerate launch --num_processes 8 -m mmlm.data.tokenize --config recipes/lm/openmoji_llama.yaml \\
       --data.tokenize_batch_size 256 --data.loader_workers 8"""
-SECONDS_BETWEEN_LINES = 15
-"""In a log file; a terminal's bar is drawn at once."""
-VISIBLE_SECONDS = 60
-"""How long a shared disk may take until a process sees what another has written."""
 
 
 def tokenize_units(
@@ -127,66 +118,31 @@ def tokenize_pictures(
         ShardError: `folder` exists, or the processes do not share a disk.
         ValueError: `rows_per_shard` below 1.
     """
-    if rows_per_shard is not None and rows_per_shard < 1:
-        raise ValueError(f"rows_per_shard must be 1 or more, got {rows_per_shard}")
-    state = PartialState()
-    folder = Path(folder)
-    if folder.exists():
-        raise ShardError(f"{folder} cannot be made: it is there")
-    unfinished = unfinished_folder(folder)
     header = expected_header(processor, source_config, split)
     source: Source = SourceConfig.family.build(source_config)
-    with state.main_process_first():  # the first reading may rasterise or download
-        rows = source.load_encoded(split)
-    shared: list[Any] = [None]
-    if state.is_main_process:
-        shared = [open_unfinished(unfinished, plan_shards(rows, header, batch_size, rows_per_shard))]
-    plan: ShardPlan = broadcast_object_list(shared)[0]
-    if not wait_for(lambda: read_plan(unfinished) == plan, VISIBLE_SECONDS):
-        raise ShardError(f"{unfinished} is not what the first process wrote: all processes must share its disk")
-    done = set(whole_units(unfinished, plan))
-    missing = [unit for unit in range(plan.units) if unit not in done]
-    manifests = [manifest for unit in done if (manifest := read_manifest(unfinished, unit)) is not None]
-    before = sum(manifest.count + len(manifest.skipped) for manifest in manifests)
-    if state.is_main_process:
-        for unit in missing:  # what is damaged must not look finished
-            (unfinished / f"{shard_name(unit)}.json").unlink(missing_ok=True)
-        if done:
-            logger.warning("%s: going on, %d of %d shards are done", folder, len(done), plan.units)
-    state.wait_for_everyone()
-    bar = tqdm(
-        total=plan.rows,
-        initial=before,
-        desc=f"tokenizing {split}",
-        unit=" pictures",
-        disable=not state.is_main_process,
-        mininterval=0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES,
-    )
-    with bar:
-        for pictures in tokenize_units(
+
+    def write_units(rows: Any, plan: ShardPlan, units: Sequence[int], unfinished: Path) -> Iterator[int]:
+        return tokenize_units(
             processor,
             source,
             rows,
             plan,
-            missing[state.process_index :: state.num_processes],
+            units,
             header,
             unfinished,
             batch_size=batch_size,
             loader_workers=loader_workers,
-        ):
-            # The other processes are as fast, on average; the last of them end when all shards are there.
-            everywhere = pictures * state.num_processes
-            bar.update(everywhere if plan.rows is None else max(0, min(everywhere, plan.rows - bar.n)))
-        if state.is_main_process:
-            wanted = {f"{shard_name(unit)}.json" for unit in missing}
-            wait_for(lambda: wanted.issubset(os.listdir(unfinished)))
-            finish_shards(unfinished, folder, header, plan.units)
-        wait_for(folder.is_dir)
-    state.wait_for_everyone()
-    header = read_header(folder)
-    if header.skipped and state.is_main_process:
-        logger.warning("%s: %d pictures left out: %s", folder, len(header.skipped), header.skipped_by_reason)
-    return header
+        )
+
+    return write_shards(
+        lambda: source.load_encoded(split),
+        write_units,
+        header,
+        Path(folder),
+        items="pictures",
+        batch_size=batch_size,
+        rows_per_shard=rows_per_shard,
+    )
 
 
 def shards_of(
@@ -201,27 +157,31 @@ def shards_of(
         verify: read all shards, compare their checksums, and make damaged ones again.
 
     Raises:
+        ConfigError: the recipe has a mixture.
         ShardMismatchError: the folder holds other shards.
     """
     data = recipe.data
+    source = data.source
+    if source is None:
+        raise ConfigError("data.source must be given: data.mixture has no pictures of its own")
     folder = Path(data.shards_dir) / split
     # One process looks: the others may see the folder that it is still about to write.
     is_there = broadcast_object_list([folder.exists()])[0]
     if is_there and verify:
-        is_there = not reopen_if_damaged(folder, expected_header(processor, data.source, split))
+        is_there = not reopen_if_damaged(folder, expected_header(processor, source, split))
     if not is_there:
         codec = processor.codec
         if codec is not None:
             codec.to(PartialState().device)
         tokenize_pictures(
             processor,
-            data.source,
+            source,
             split,
             folder,
             batch_size=data.tokenize_batch_size,
             loader_workers=data.loader_workers,
         )
-    return load_shards(folder, expected_header(processor, data.source, split))
+    return load_shards(folder, expected_header(processor, source, split))
 
 
 def splits_of(recipe: LMRecipe) -> list[str]:
@@ -242,8 +202,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         on_cpu = not torch.accelerator.is_available()
         state = PartialState(**({"cpu": True, "backend": "gloo"} if on_cpu and is_launched else {"cpu": on_cpu}))
         for split in splits_of(recipe):
-            rows = shards_of(processor, recipe, split, verify=True)
-            state.print(f"{recipe.data.shards_dir}/{split}: {len(rows)} pictures")
+            if recipe.data.mixture:
+                for name, _, documents in iter_shards(processor, recipe, split, verify=True):
+                    state.print(f"{recipe.data.shards_dir}/{name}/{split}: {len(documents)} documents")
+            else:
+                rows = shards_of(processor, recipe, split, verify=True)
+                state.print(f"{recipe.data.shards_dir}/{split}: {len(rows)} pictures")
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

@@ -20,7 +20,8 @@ from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.run_folder import StepLog
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
 TRAINING_RECIPES = [
     path for path in sorted((RECIPES / "lm").glob("*.yaml")) if "training" in yaml.safe_load(path.read_text())
 ]
@@ -50,15 +51,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("path", TRAINING_RECIPES, ids=lambda path: path.stem)
-def test_recipe_trains(path: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_recipe_trains(path: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("VISUAL_TOKENIZER_CACHE", str(tmp_path / "cache"))
     smoke = yaml.safe_load(path.read_text())["smoke"]
     places = {
         "model": str(tiny_model),
         "output_dir": str(tmp_path / "run"),
         "data.shards_dir": str(tmp_path / "shards"),
     }
-    if read_recipe(LMRecipe, path, {}).data.source.type == "openmoji":
-        places["data.source.cache_dir"] = str(tmp_path / "cache")
     recipe = read_recipe(LMRecipe, path, {**smoke, **places})
     final = train(recipe)
     model = AutoModelForCausalLM.from_pretrained(final)

@@ -1,0 +1,118 @@
+"""A weighted mixture of sequences: which set, and which of its sequences, follows from seed and position alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from mmlm.data.packing import Sequences
+
+BLOCK = 1024
+"""Positions within which every set has its share, but for a rounding that evens out over the blocks."""
+
+
+class Member(Sequences, Protocol):
+    """A set of sequences of a mixture; it has an item for every position, from 0 on without end."""
+
+    def check_length(self, max_positions: int) -> None:
+        """Raise `SequenceLengthError` if an item may have more than `max_positions` tokens."""
+
+
+class MixtureSequences(Dataset):
+    """Sequences of several sets in the shares of their weights.
+
+    Positions come in blocks of `BLOCK`. Within one, a grid of as many even steps with a random start is laid over the
+    weights, which gives each set the nearest smaller or larger whole number of its share, its share on average; then
+    the places are permuted. The n-th place of a set in all reads the set's position n. There is no state: where a
+    position reads is counted from the starts of the blocks before it, so a run resumes anywhere, and every process
+    finds the same.
+
+    Args:
+        members: the sets.
+        weights: of each, above 0.
+        seed: of the order.
+        length: sequences in all; None: `BLOCK`.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], weights: Sequence[float], *, seed: int = 0, length: int | None = None
+    ) -> None:
+        if not members or len(members) != len(weights) or min(weights) <= 0:
+            raise ValueError(
+                f"a mixture needs one set or more, each with a weight above 0; got {len(members)} sets and {weights}"
+            )
+        self.members, self.seed = list(members), seed
+        self.length = BLOCK if length is None else length
+        self._edges = np.cumsum(weights)[:-1] / np.sum(weights) * BLOCK
+        self._before = np.zeros((1, len(members)), np.int64)  # sequences of each set before each block
+
+    def __len__(self) -> int:
+        return self.length
+
+    def check_length(self, max_positions: int) -> None:
+        """Raise `SequenceLengthError` if an item may have more than `max_positions` tokens."""
+        for member in self.members:
+            member.check_length(max_positions)
+
+    def places(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the set, and the position in it, that each position reads."""
+        blocks, within = np.divmod(np.asarray(positions, np.int64), BLOCK)
+        found: list[tuple[int, int]] = [(0, 0)] * len(blocks)
+        for block in np.unique(blocks).tolist():
+            choice, rank = self._block(block)
+            for number in np.nonzero(blocks == block)[0].tolist():
+                place = int(within[number])
+                member = int(choice[place])
+                found[number] = member, int(self._before[block, member] + rank[place])
+        return found
+
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the set of each place of a block (BLOCK,), and how many of that set come before it in the block."""
+        if len(self._before) < block + 2:
+            self._extend(2 * block + 2)
+        counts = self._before[block + 1] - self._before[block]
+        order = np.random.default_rng((self.seed, block)).permutation(BLOCK)
+        choice = np.repeat(np.arange(len(self.members)), counts)[order]
+        rank = np.empty(BLOCK, np.int64)
+        for member in range(len(self.members)):
+            chosen = choice == member
+            rank[chosen] = np.arange(int(chosen.sum()))
+        return choice, rank
+
+    def _extend(self, blocks: int) -> None:
+        """Count the sequences of each set before each of the first blocks; their starts do not depend on how many."""
+        start = np.random.default_rng(self.seed).random(blocks)[:, None]
+        edges = np.clip(np.ceil(self._edges - start), 0, BLOCK).astype(np.int64)
+        ends = np.concatenate([np.zeros((blocks, 1), np.int64), edges, np.full((blocks, 1), BLOCK)], axis=1)
+        counts = np.cumsum(np.diff(ends, axis=1), axis=0)
+        self._before = np.concatenate([np.zeros((1, len(self.members)), np.int64), counts])
+
+    def lengths(self, positions: Sequence[int]) -> np.ndarray:
+        """Return the tokens of each item (n,) int64, without making it."""
+        found = np.empty(len(positions), np.int64)
+        for member, numbers, own in self._by_member(positions):
+            found[numbers] = self.members[member].lengths(own)
+        return found
+
+    def _by_member(self, positions: Sequence[int]) -> list[tuple[int, list[int], list[int]]]:
+        """Return for each set that is read its number, the places in `positions`, and the positions in the set."""
+        chosen: dict[int, tuple[list[int], list[int]]] = {}
+        for number, (member, own) in enumerate(self.places(positions)):
+            numbers, positions_in = chosen.setdefault(member, ([], []))
+            numbers.append(number)
+            positions_in.append(own)
+        return [(member, *lists) for member, lists in sorted(chosen.items())]
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """Return the items of a batch; faster than one by one."""
+        items: list[dict[str, np.ndarray]] = [{}] * len(positions)
+        for member, numbers, own in self._by_member(positions):
+            for number, item in zip(numbers, self.members[member].__getitems__(own), strict=True):
+                items[number] = item
+        return items

@@ -1,0 +1,19 @@
+"""One stretch of a training sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Piece(NamedTuple):
+    """Text, a picture, or tokens of the layout or a chat template."""
+
+    kind: int
+    """A place in `mmlm.data.pairs.KINDS`."""
+    is_trained: bool
+    """Whether its tokens count in the loss."""
+    ids: Sequence[int]
+    """Token ids; none for a picture."""
+    picture: int = -1
+    """Which of the document's pictures it is; -1: none."""

@@ -1,0 +1,1 @@
+"""Sources of documents, text and pictures in any order, one a file."""

@@ -1,0 +1,85 @@
+"""Pictures with captions as documents: caption and picture, picture and caption, or the picture alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from mmlm.documents.base import DROP_DOCUMENT, Document, DocumentSource, DocumentSourceConfig, Part, Picture, Placed
+from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
+
+FIELDS_OF_THE_SOURCE = ("heldout_fraction", "max_pixels", "max_unreadable_fraction")
+
+
+@dataclass(kw_only=True)
+class PicturesConfig(DocumentSourceConfig):
+    """Any source of pictures that a visual tokenizer trains on; what it holds out is held out here."""
+
+    source: SourceConfig
+    """Pictures with captions; its heldout_fraction, max_pixels and max_unreadable_fraction count."""
+    image_to_text_fraction: float = 0.2
+    """Share of the sequences that are picture → caption; the others are caption → picture. In [0, 1]."""
+    caption_dropout: float = 0.1
+    """Share of the caption → picture sequences without caption, which classifier-free guidance needs; 1 with
+    image_to_text_fraction 0: pictures alone. In [0, 1]."""
+    loss_on_prompt: bool = True
+    """Whether what comes first is trained too."""
+    missing_pictures: str = DROP_DOCUMENT
+    """drop_document: a pair without its picture is none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.missing_pictures != DROP_DOCUMENT:
+            raise ValueError(f"missing_pictures must be {DROP_DOCUMENT}, got {self.missing_pictures!r}")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in FIELDS_OF_THE_SOURCE:
+            own = getattr(self.source, name)
+            if getattr(self, name) not in (defaults[name], own):
+                raise ValueError(f"{name} must be given as source.{name}, got {getattr(self, name)}")
+            setattr(self, name, own)
+        for name in ("image_to_text_fraction", "caption_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+
+    @property
+    def attribution(self) -> str:
+        return str(SourceConfig.family.get(self.source.type).attribution)
+
+
+class Pictures(DocumentSource):
+    """Documents of a caption and a picture; which comes first is drawn anew in every epoch."""
+
+    Config = PicturesConfig
+    varies = True
+
+    def __init__(self, config: PicturesConfig) -> None:
+        super().__init__(config)
+        self.source: Source = SourceConfig.family.build(config.source)
+        if self.source.content != "image":
+            raise DataSourceError(f"pictures: source must be one of pictures, got '{config.source.type}'")
+
+    def load_encoded(self, split: str) -> datasets.Dataset | datasets.IterableDataset:
+        return self.source.load_encoded(split)
+
+    def document(self, row: Mapping[str, Any]) -> Document:
+        caption = row.get("caption")
+        if isinstance(caption, list):
+            caption = caption[0] if caption else None
+        parts: list[Part] = [str(caption)] if caption else []
+        return Document.of_parts(str(row["key"]), [*parts, Picture(row["image"])])
+
+    def arrange(self, are_pictures: Sequence[bool], chance: Sequence[float]) -> list[Placed]:
+        texts = [place for place, is_picture in enumerate(are_pictures) if not is_picture]
+        pictures = [place for place, is_picture in enumerate(are_pictures) if is_picture]
+        if not pictures:  # the limits left none
+            first, second = [], texts
+        elif chance[0] < self.config.image_to_text_fraction:
+            first, second = pictures, texts
+        else:
+            first, second = [] if chance[1] < self.config.caption_dropout else texts, pictures
+        is_trained = self.config.loss_on_prompt
+        return [*(Placed(place, is_trained) for place in first), *(Placed(place, True) for place in second)]
