@@ -1,10 +1,8 @@
-"""Does a merged model draw what it was trained on?
+"""Does a merged model draw and describe what it was trained on, and what does it still know of text?
 
-Protocol: captions spread evenly over the distinct captions of the training split are drawn with one seed. A
-frozen EfficientNet-Lite0 embeds every picture; a drawing counts when a training picture of the same caption is
-among its one (five) nearest of all training pictures. Beside it stand the same numbers for the visual
-tokenizer's reconstructions of those pictures, which is the most that a language model on top of it can reach,
-and for pictures taken at random.
+What is measured is a list of parts, see `mmlm.measures`: by default whether its drawings are nearest to the training
+pictures of their captions. All measures look at the same pairs: captions spread evenly over the distinct captions of
+the training split, and the first pictures that were held out of it.
 """
 
 from __future__ import annotations
@@ -12,40 +10,44 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from mmlm.generation.grid import image_grid
-from mmlm.generation.images import generate_images
-from mmlm.likelihood import loss_by_kind
+from mmlm.measures.base import Findings, Measure, MeasureConfig, measure_configs
 from mmlm.merged_model import load_merged
-from mmlm.picture_bank import NETWORK, PICTURES_AT_A_TIME, Accuracy, PictureBank
-from mmlm.processing import MultimodalProcessor
-from visual_tokenizer.data.sources.base import SPLITS, DataSourceError, Source, SourceConfig
+from mmlm.picture_bank import NETWORK, Accuracy
+from mmlm.subject import Subject
+from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
 from visual_tokenizer.recipe import provenance
+from visual_tokenizer.registry import ConfigError
+
+DRAWING = "drawing"
+"""The measure whose values stand in evaluation.json under names of their own."""
+
+
+def _default_measures() -> list[Any]:
+    return [DRAWING]
 
 
 @dataclass(kw_only=True)
 class EvaluationRecipe:
-    """What is drawn and what it is compared with."""
+    """What is measured, and on which pictures."""
 
     model: str
     """Folder of the merged model."""
     data: SourceConfig
     """The pictures and captions on which it was trained."""
     output_dir: str
-    """Folder for evaluation.json and evaluation.png; files of that name are replaced."""
+    """Folder for evaluation.json and the sheets of pictures; files of those names are replaced."""
+    measures: list[Any] = field(default_factory=_default_measures)
+    """Parts of `mmlm.measures`, each once: names, or `{type: name, field: value}`."""
     split: str = "train"
     """Split of the source that gives prompts and neighbours: train, heldout or all."""
     num_prompts: int = 64
-    """Captions that are drawn; 1 or more; fewer where the split has not so many."""
+    """Captions that are drawn, and pairs of each split that are measured; 1 or more; fewer where the split has not so
+    many."""
     max_pictures: int = 20_000
     """Pictures of the split that are compared with, the first ones; 1 or more."""
     guidance_scale: float | None = None
@@ -59,7 +61,7 @@ class EvaluationRecipe:
     seed: int = 0
     """Of the drawings."""
     batch_size: int = 16
-    """Drawings at a time; 1 or more."""
+    """Drawings, or sequences, at a time; 1 or more."""
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -67,26 +69,34 @@ class EvaluationRecipe:
         for name in ("num_prompts", "max_pictures", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not measure_configs(self.measures):
+            raise ConfigError(f"measures must hold one of {', '.join(MeasureConfig.family.names())} or more, got none")
 
 
 @dataclass
 class Evaluation:
-    """Result of `evaluate`; written to evaluation.json."""
+    """Result of `evaluate`; written to evaluation.json. The first six are those of the measure `drawing`."""
 
-    generated: Accuracy
+    generated: Accuracy | None = None
     """Of the drawings."""
-    reconstructed: Accuracy
+    reconstructed: Accuracy | None = None
     """Of the visual tokenizer's reconstructions of the originals: the most that can be reached."""
-    chance: Accuracy
+    chance: Accuracy | None = None
     """Of pictures taken at random."""
-    losses: dict[str, dict[str, float | None]]
+    losses: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """Split → kind of token → nats a token, of caption → picture."""
-    prompts: list[dict[str, Any]]
+    prompts: list[dict[str, Any]] = field(default_factory=list)
     """`caption`, `key` of its original, `rank` of the nearest picture of the same caption, from 1."""
-    num_pictures: int
+    num_pictures: int = 0
     """Training pictures compared with."""
+    measures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name of each other measure → what it found; see its file."""
     protocol: dict[str, Any] = field(default_factory=dict)
     """Settings, network, versions."""
+
+
+Report = Callable[[str, Findings], Any]
+"""Called with the name of each measure and what it found, as soon as it is known."""
 
 
 def evaluate(
@@ -95,27 +105,32 @@ def evaluate(
     num_prompts: int = 64,
     seed: int = 0,
     output_dir: str | os.PathLike[str] | None = None,
+    measures: Sequence[str | Mapping[str, Any] | MeasureConfig] = (DRAWING,),
     **settings: Any,
 ) -> Evaluation:
-    """Draw captions of the training set and look the drawings up among the training pictures.
+    """Measure a merged model; by default, draw training captions and look the drawings up among the training pictures.
 
     Args:
         model_dir: folder of the merged model.
         source: the pictures and captions of its training: a section `{"type": name, **fields}` or a config.
-        num_prompts: captions that are drawn.
+        num_prompts: captions that are drawn, and pairs of each split that are measured.
         seed: of the drawings.
-        output_dir: where evaluation.json and evaluation.png go; the model's folder by default.
+        output_dir: where evaluation.json and the sheets go; the model's folder by default.
+        measures: parts of `mmlm.measures`: names, sections or configs.
         **settings: further fields of `EvaluationRecipe`.
 
     Raises:
         DataSourceError: no pictures with captions.
         MergedModelError: no merged model.
         GenerationError: a wrong setting.
+        ConfigError: no such measure, or a wrong field of one.
+        MissingWeightsError: a network that a measure looks through is not on this machine.
     """
     recipe = EvaluationRecipe(
         model=os.fspath(model_dir),
         data=SourceConfig.family.config(source),
         output_dir=os.fspath(model_dir if output_dir is None else output_dir),
+        measures=list(measure_configs(measures)),
         num_prompts=num_prompts,
         seed=seed,
         **settings,
@@ -123,125 +138,63 @@ def evaluate(
     return evaluate_by_recipe(recipe)
 
 
-def evaluate_by_recipe(recipe: EvaluationRecipe, show_progress: bool = False) -> Evaluation:
-    """Run `evaluate` as a recipe says, and write evaluation.json and evaluation.png to its `output_dir`."""
+def evaluate_by_recipe(
+    recipe: EvaluationRecipe, show_progress: bool = False, report: Report | None = None
+) -> Evaluation:
+    """Run `evaluate` as a recipe says, and write evaluation.json and the sheets to its `output_dir`."""
+    measures: list[Measure] = [MeasureConfig.family.build(config) for config in measure_configs(recipe.measures)]
     model, processor = load_merged(recipe.model)
-    source: Source = SourceConfig.family.build(recipe.data)
-    bank = PictureBank(processor.image_processor, model.device)
-    for samples in _batches(_samples(source, recipe.split), recipe.max_pictures):
-        bank.add(samples)
-    chosen = spread(list(dict.fromkeys(bank.captions)), recipe.num_prompts)
-    places = [bank.captions.index(caption) for caption in chosen]
-    originals = _pictures(source, recipe, places)
-
-    drawn = generate_images(
+    subject = Subject(
         model,
         processor,
-        chosen,
-        guidance_scale=recipe.guidance_scale,
-        temperature=recipe.temperature,
-        top_k=recipe.top_k,
-        top_p=recipe.top_p,
-        seed=recipe.seed,
+        SourceConfig.family.build(recipe.data),
+        split=recipe.split,
+        num_pairs=recipe.num_prompts,
+        max_pictures=recipe.max_pictures,
         batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        sampling={name: getattr(recipe, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")},
         show_progress=show_progress,
     )
-    indices = processor.encode_images(originals)
-    generated, ranks = bank.look_up(drawn, chosen)
-    reconstructed, _ = bank.look_up(processor.decode_indices(indices), chosen)
-    losses = {recipe.split: _losses(model, processor, chosen, indices, recipe.batch_size)}
-    unseen = _unseen(source, recipe)
-    if unseen:
-        captions = [sample["caption"] for sample in unseen]
-        heldout = processor.encode_images([sample["image"] for sample in unseen])
-        losses["heldout"] = _losses(model, processor, captions, heldout, recipe.batch_size)
+    found: dict[str, Findings] = {}
+    for measure in measures:
+        name = measure.config.type
+        found[name] = measure.measure(subject)
+        if report is not None:
+            report(name, found[name])
     result = Evaluation(
-        generated=generated,
-        reconstructed=reconstructed,
-        chance=bank.chance(chosen),
-        losses=losses,
-        prompts=[
-            {"caption": caption, "key": bank.keys[place], "rank": rank}
-            for caption, place, rank in zip(chosen, places, ranks, strict=True)
-        ],
-        num_pictures=len(bank.captions),
-        protocol={"network": NETWORK, **_plain(recipe), "sampling": processor.sampling, **provenance()},
+        measures={name: one.values for name, one in found.items() if name != DRAWING},
+        protocol={
+            "network": NETWORK,
+            **_plain(recipe),
+            "measures": [measure.protocol() for measure in measures],
+            "sampling": processor.sampling,
+            **provenance(),
+        },
     )
-    pairs = [side_by_side(*pair) for pair in zip(drawn, originals, strict=True)]
-    _write(result, image_grid(pairs, chosen, cell_size=max(192, pairs[0].width)), recipe)
+    if DRAWING in found:
+        values = found[DRAWING].values
+        for name in ("generated", "reconstructed", "chance"):
+            setattr(result, name, Accuracy(**values[name]))
+        for name in ("losses", "prompts", "num_pictures"):
+            setattr(result, name, values[name])
+    _write(result, list(found.values()), recipe)
     return result
-
-
-def spread(items: list[str], count: int) -> list[str]:
-    """Return at most `count` of `items`, evenly spread over them, in order."""
-    count = min(count, len(items))
-    return [items[(2 * number + 1) * len(items) // (2 * count)] for number in range(count)]
-
-
-def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Return one picture of two, the right one scaled to the height of the left one."""
-    right = right.resize((max(1, round(right.width * left.height / right.height)), left.height))
-    both = Image.new("RGB", (left.width + right.width, left.height), "white")
-    both.paste(left, (0, 0))
-    both.paste(right, (left.width, 0))
-    return both
-
-
-def _samples(source: Source, split: str) -> Iterator[dict[str, Any]]:
-    for sample in source.load(split):
-        if sample["caption"].strip():
-            yield sample
-
-
-def _batches(samples: Iterator[dict[str, Any]], most: int) -> Iterator[list[dict[str, Any]]]:
-    limited = islice(samples, most)
-    first = True
-    while batch := list(islice(limited, PICTURES_AT_A_TIME)):
-        first = False
-        yield batch
-    if first:
-        raise DataSourceError("data: the split has no pictures with captions to draw")
-
-
-def _pictures(source: Source, recipe: EvaluationRecipe, places: list[int]) -> list[Image.Image]:
-    """Return the pictures at `places` of the bank: read again, so that not all are held in memory."""
-    wanted = set(places)
-    numbered = enumerate(islice(_samples(source, recipe.split), max(places) + 1))
-    found = {place: sample["image"] for place, sample in numbered if place in wanted}
-    return [found[place] for place in places]
-
-
-def _unseen(source: Source, recipe: EvaluationRecipe) -> list[dict[str, Any]]:
-    """Return held-out samples for the loss, where the split is train and the source holds some out."""
-    if recipe.split != "train" or not (source.has_own_heldout or recipe.data.heldout_fraction > 0):
-        return []
-    return list(islice(_samples(source, "heldout"), recipe.num_prompts))
-
-
-def _losses(
-    model: PreTrainedModel,
-    processor: MultimodalProcessor,
-    captions: list[str],
-    indices: Tensor,
-    batch_size: int,
-) -> dict[str, float | None]:
-    pairs = zip(captions, indices, strict=True)
-    sequences = [processor.caption_to_image(*pair) for pair in pairs]
-    return loss_by_kind(model, processor.layout, sequences, batch_size)
 
 
 def _plain(recipe: EvaluationRecipe) -> dict[str, Any]:
     return {
-        **{key: value for key, value in vars(recipe).items() if key != "data"},
+        **{key: value for key, value in vars(recipe).items() if key not in ("data", "measures")},
         "data": recipe.data.to_dict(),
     }
 
 
-def _write(result: Evaluation, sheet: Image.Image, recipe: EvaluationRecipe) -> None:
+def _write(result: Evaluation, found: list[Findings], recipe: EvaluationRecipe) -> None:
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".evaluation.{uuid.uuid4().hex}"
-    sheet.save(beside, format="PNG")
-    beside.replace(folder / "evaluation.png")
+    for name, sheet in [item for one in found for item in one.sheets.items()]:
+        sheet.save(beside, format="PNG")
+        beside.replace(folder / f"{name}.png")
     beside.write_text(json.dumps(asdict(result), indent=2, ensure_ascii=False), encoding="utf-8")
     beside.replace(folder / "evaluation.json")

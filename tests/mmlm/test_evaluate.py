@@ -9,12 +9,14 @@ from PIL import Image
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-import mmlm.evaluate as module
+import mmlm.subject as module
 from mmlm.cli import app
-from mmlm.evaluate import evaluate, side_by_side, spread
+from mmlm.evaluate import evaluate
 from mmlm.generation.sampling import GenerationError
 from mmlm.likelihood import kinds_of, loss_by_kind
+from mmlm.measures.drawing import side_by_side
 from mmlm.merge import merge_vocabulary
+from mmlm.subject import spread
 from visual_tokenizer.data.sources.base import DataSourceError
 from visual_tokenizer.registry import ConfigError
 
@@ -116,6 +118,30 @@ def test_command_line_with_the_recipe_of_a_run(folders, tmp_path):
     assert (len(written["prompts"]), written["protocol"]["guidance_scale"]) == (2, 1)
 
 
+def test_command_line_with_other_measures(folders, tmp_path):
+    words = ["evaluate", "--model", folders / "model", "--out", tmp_path, "--num-prompts", "4", "--data.type"]
+    words += ["image_folder", "--data.folder", folders / "pictures", "--data.heldout_fraction", "0"]
+    words += ["--measures", "[perplexity, {type: caption_retrieval, candidates: 3}]"]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    assert "caption given picture, train, N = 3" in result.stdout
+    assert "MRR" in result.stdout
+    assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert set(written["measures"]) == {"perplexity", "caption_retrieval"}
+    assert [one["type"] for one in written["protocol"]["measures"]] == ["perplexity", "caption_retrieval"]
+    assert written["protocol"]["measures"][1]["candidates"] == 3
+    assert written["generated"] is None
+
+
+def test_a_recipe_without_pairs_is_refused(folders, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"data": {"source": None}}))
+    words = ["evaluate", "--model", folders / "model", "--recipe", tmp_path / "recipe.yaml"]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 2
+    assert "has no data.source" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("fields", "settings", "error", "message"),
     [
@@ -124,6 +150,12 @@ def test_command_line_with_the_recipe_of_a_run(folders, tmp_path):
         ({}, {"temperature": -1.0}, GenerationError, "temperature must be"),
         ({"metadata_file": "none.jsonl"}, {}, DataSourceError, "no pictures with captions"),
         ({"folderr": "x"}, {}, ConfigError, "unknown key 'folderr'"),
+        ({}, {"measures": []}, ConfigError, "measures must hold one of caption_quality, caption_retrieval, "),
+        ({}, {"measures": ["perplexities"]}, ConfigError, "Did you mean 'perplexity'"),
+        ({}, {"measures": ["drawing", {"type": "drawing"}]}, ConfigError, "each measure once, got drawing twice"),
+        ({}, {"measures": "drawing"}, ConfigError, "measures must be a list of names or mappings"),
+        ({}, {"measures": [3]}, ConfigError, "measures must hold names or mappings with a 'type', got 3"),
+        ({}, {"measures": [{"type": "caption_retrieval", "candidates": 1}]}, ConfigError, "must be 2 or more, got 1"),
     ],
 )
 def test_wrong_settings(folders, tmp_path, fields, settings, error, message):

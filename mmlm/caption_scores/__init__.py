@@ -1,0 +1,1 @@
+"""How near written captions are to reference captions."""

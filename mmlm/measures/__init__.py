@@ -1,0 +1,1 @@
+"""What `mmlm evaluate` can measure of a merged model."""

@@ -1,0 +1,126 @@
+"""How far the drawings as a set are from pictures as a set: Fréchet distance in the embedding of a frozen network.
+
+Protocol: the reference is the first `reference_pictures` of the split that have captions, brought to the size that the
+model draws. Three sets of equally many pictures of the same captions are compared with it: the drawings, the visual
+tokenizer's reconstructions of the originals, and the originals themselves. The last is what the distance is at this
+number of pictures where nothing is wrong: a Fréchet distance of few pictures is large whatever they show, so read the
+three together, and compare values only at equal numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmlm.measures.base import Findings, Measure, MeasureConfig
+from mmlm.picture_bank import PICTURES_AT_A_TIME
+from mmlm.subject import Subject
+from visual_tokenizer.kernel_distance import kernel_distance
+from visual_tokenizer.metrics._frechet import FrechetMetric
+from visual_tokenizer.metrics.base import MetricConfig, round_pixels
+from visual_tokenizer.registry import ConfigError
+
+
+def _default_metrics() -> list[Any]:
+    return ["feature_distance"]
+
+
+@dataclass(kw_only=True)
+class FeatureDistanceConfig(MeasureConfig):
+    """Configures the distance between sets."""
+
+    metrics: list[Any] = field(default_factory=_default_metrics)
+    """Fréchet distances of `visual_tokenizer.metrics`, names or sections: feature_distance (EfficientNet-Lite0 or any
+    other network), fid where the weights of Inception are there."""
+    reference_pictures: int = 2048
+    """Pictures of the reference, 2 or more; fewer where the split has not so many."""
+    kernel: bool = False
+    """Whether the unbiased kernel distance (KID, with Inception) is measured too; pictures are embedded once more."""
+
+    def __post_init__(self) -> None:
+        if self.reference_pictures < 2:
+            raise ValueError(f"reference_pictures must be 2 or more, got {self.reference_pictures}")
+        if not self.metrics:
+            raise ValueError("metrics must hold one Fréchet distance or more, got none")
+
+
+class FeatureDistance(Measure):
+    """Fréchet distance of drawings, reconstructions and originals from a reference of pictures; 0 is best.
+
+    Raises:
+        ConfigError: a metric that is no Fréchet distance of pictures.
+        MissingWeightsError: the weights of a metric's network are not on this machine.
+    """
+
+    Config = FeatureDistanceConfig
+
+    def measure(self, subject: Subject) -> Findings:
+        metrics = [_build(entry) for entry in self.config.metrics]
+        kernels: list[Tensor] = [torch.zeros(0) for _ in metrics]
+        references = 0
+        for pixels in _reference(subject, self.config.reference_pictures):
+            references += len(pixels)
+            for place, metric in enumerate(metrics):
+                metric.update(pixels, is_reference=True)
+                if self.config.kernel:
+                    kernels[place] = torch.cat([kernels[place], _embed(metric, pixels)])
+        starts = [dict(metric.sums) for metric in metrics]
+        values: dict[str, Any] = {
+            "reference_pictures": references,
+            "metrics": [metric.protocol() for metric in metrics],
+        }
+        rows = []
+        for split in subject.splits:
+            sets = {
+                "drawings": subject.drawings(split),
+                "reconstructions": subject.reconstructions(split),
+                "originals": subject.pairs(split).images,
+            }
+            values[split] = {}
+            for name, images in sets.items():
+                pixels = subject.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+                found: dict[str, float] = {"pictures": len(pixels)}
+                for metric, start, kernel in zip(metrics, starts, kernels, strict=True):
+                    metric.sums = dict(start)
+                    parts = pixels.to(subject.model.device).split(PICTURES_AT_A_TIME)
+                    for part in parts:
+                        metric.update(part, is_reference=False)
+                    found[metric.name] = metric.compute()[metric.name]
+                    if self.config.kernel:
+                        embeddings = torch.cat([_embed(metric, part) for part in parts])
+                        found[f"kernel-{metric.name}"] = kernel_distance(embeddings, kernel)
+                values[split][name] = found
+                told = "   ".join(f"{key} {value:.4g}" for key, value in found.items() if key != "pictures")
+                rows.append((f"{name}, {split}, n = {len(pixels)}", told))
+        return Findings(values, rows)
+
+
+def _build(entry: Any) -> FrechetMetric:
+    section = {"type": entry} if isinstance(entry, str) else entry
+    try:
+        metric = MetricConfig.family.build(section)
+    except KeyError as error:
+        raise ConfigError(f"metrics: {error}") from error
+    if not isinstance(metric, FrechetMetric) or metric.network.takes_clips:
+        raise ConfigError(f"metrics must hold Fréchet distances of pictures (feature_distance, fid), got {entry!r}")
+    return metric
+
+
+def _reference(subject: Subject, count: int) -> Iterator[Tensor]:
+    samples = islice(subject.samples(subject.split), count)
+    while batch := list(islice(samples, PICTURES_AT_A_TIME)):
+        images: Sequence[Image.Image] = [sample["image"] for sample in batch]
+        pixels: Tensor = subject.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+        yield pixels.to(subject.model.device)
+
+
+@torch.no_grad()
+def _embed(metric: FrechetMetric, pixels: Tensor) -> Tensor:
+    with torch.autocast(pixels.device.type, enabled=False):
+        return metric.network.embedding(round_pixels(pixels)).double().cpu()
