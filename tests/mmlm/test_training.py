@@ -18,6 +18,7 @@ from mmlm.modality_loss import DivergedError, TokenWeights, shift_left
 from mmlm.processing import MultimodalProcessor
 from mmlm.train import build_trainer, load_processor, train
 from mmlm.trainer_arguments import training_arguments
+from mmlm.training import LaunchError
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.run_folder import StepLog
 
@@ -145,3 +146,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(
     with pytest.raises(DivergedError, match=r"not finite: lower optimizer\.learning_rate"):
         trainer.train()
     assert newest_complete(tmp_path / "run")[0].name == "checkpoint-2"
+
+
+def test_fsdp_is_never_silently_left_out(
+    recipe_fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch, make_recipe: Callable[..., LMRecipe]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    recipe = make_recipe(recipe_fields)
+    with pytest.raises(LaunchError, match=r"FSDP was asked for, but .* on the CPU"):
+        build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
