@@ -1,7 +1,7 @@
 """What frozen features are good for: nearest neighbours and a linear classifier on labelled pictures.
 
-The features are the average of a block's patches, as in the linear probes of image GPT and BEiT. They stand beside those
-of the same transformer with random weights and beside the pixels, so that one sees what pre-training gave.
+The features are the average of a block's patches, as in the linear probes of image GPT and BEiT. They stand beside
+those of the same transformer with random weights and beside the pixels, so that one sees what pre-training gave.
 """
 
 from __future__ import annotations
