@@ -293,8 +293,9 @@ def _timed(sides: Mapping[str, Callable[[Tensor], Tensor]], given: Tensor, optio
 
 def _flops(action: Callable[[Tensor], Tensor], given: Tensor) -> int:
     """Return the operations of the convolutions and matrix products of one pass."""
-    with FlopCounterMode(display=False) as counter:
-        action(given)
+    # The counter's hooks ask for gradient functions, of which inference mode has none.
+    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        action(given.clone())
     return counter.get_total_flops()
 
 

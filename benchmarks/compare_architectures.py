@@ -18,16 +18,13 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.quantizers import markdown_table
-from benchmarks.training_runs import Run, build_run, finish_runs, override_pairs, write_text
-from visual_tokenizer.processes import Interrupted
+from benchmarks.training_runs import Run, build_run, compare, override_pairs, write_text
 from visual_tokenizer.registry import closest
-from visual_tokenizer.train import USER_ERRORS
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tokenizer"
 
@@ -63,20 +60,11 @@ PERCEPTUAL = "perceptual_efficientnet_lite0"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and compare what the command line asks for; return the exit code."""
     options, overrides = _parse(arguments)
-    try:
-        results, diverged = finish_runs(_runs(options, overrides), functools.partial(_save, options))
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.signum
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if results:
-        print("\n" + result_table(results))
-        print(f"\nsaved {options.out / options.kind}.md and .json")
-    for name in diverged:
-        print(f"error: {name} diverged", file=sys.stderr)
-    return int(bool(diverged))
+
+    def report(results: list[dict[str, Any]]) -> str:
+        return f"{result_table(results)}\n\nsaved {options.out / options.kind}.md and .json"
+
+    return compare(lambda: _runs(options, overrides), functools.partial(_save, options), report)
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,8 @@ from typing import Any
 from benchmarks.comparison_plots import PERCEPTUAL, plot_collapse, plot_rate
 from benchmarks.quantizer_sets import BASELINE, SETS
 from benchmarks.quantizers import markdown_table
-from benchmarks.training_runs import Run, build_run, finish_runs, override_pairs, write_text
-from visual_tokenizer.processes import Interrupted
+from benchmarks.training_runs import Run, build_run, compare, override_pairs, write_text
 from visual_tokenizer.registry import closest
-from visual_tokenizer.train import USER_ERRORS
 
 BASE = Path(__file__).parents[1] / "recipes" / "tokenizer" / "openmoji_cnn_vq.yaml"
 
@@ -39,20 +36,12 @@ PLOTS = {"rate": plot_rate, "collapse": plot_collapse}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and compare what the command line asks for; return the exit code."""
     options, overrides = _parse(arguments)
-    try:
-        results, diverged = finish_runs(_runs(options, overrides), functools.partial(_save, options))
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.signum
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if results:
-        print("\n" + result_table(options.set, results))
-        print(f"\nsaved {', '.join(str(options.out / f'{options.set}.{kind}') for kind in ('md', 'json', 'png'))}")
-    for name in diverged:
-        print(f"error: {name} diverged", file=sys.stderr)
-    return int(bool(diverged))
+
+    def report(results: list[dict[str, Any]]) -> str:
+        saved = ", ".join(str(options.out / f"{options.set}.{kind}") for kind in ("md", "json", "png"))
+        return f"{result_table(options.set, results)}\n\nsaved {saved}"
+
+    return compare(lambda: _runs(options, overrides), functools.partial(_save, options), report)
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,8 @@ from typing import Any
 from benchmarks.quantizers import markdown_table
 from benchmarks.semantic_plots import plot_methods, standard_error
 from benchmarks.semantic_runs import BASELINE, METHODS, method_runs
-from benchmarks.training_runs import Run, finish_runs, override_pairs, write_text
-from visual_tokenizer.processes import Interrupted
+from benchmarks.training_runs import Run, compare, override_pairs, write_text
 from visual_tokenizer.registry import closest
-from visual_tokenizer.train import USER_ERRORS
 
 KEEPS_PIXELS = ("tokenflow", "imagefolder")
 """Methods that must keep `PSNR_SHARE` of the baseline's PSNR."""
@@ -55,21 +52,12 @@ COLUMNS: Mapping[str, str] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and compare what the command line asks for; return the exit code."""
     options, overrides = _parse(arguments)
-    try:
-        runs = _runs(options, overrides)
-        results, diverged = finish_runs(runs, functools.partial(_save, options, runs))
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.signum
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if measured := _measured(results):
-        print("\n" + result_table(measured))
-        print(f"\nsaved {', '.join(str(options.out / f'semantic.{kind}') for kind in ('md', 'json', 'png'))}")
-    for name in diverged:
-        print(f"error: {name} diverged", file=sys.stderr)
-    return int(bool(diverged))
+
+    def report(results: list[dict[str, Any]]) -> str:
+        saved = ", ".join(str(options.out / f"semantic.{kind}") for kind in ("md", "json", "png"))
+        return f"{result_table(_measured(results))}\n\nsaved {saved}"
+
+    return compare(lambda: _runs(options, overrides), functools.partial(_save, options), report)
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
@@ -108,7 +96,7 @@ def _measured(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [result for result in results if "semantic" in result]
 
 
-def _save(options: Any, runs: Sequence[Run], results: list[dict[str, Any]]) -> None:
+def _save(options: Any, results: list[dict[str, Any]]) -> None:
     measured = _measured(results)
     if not measured:
         return

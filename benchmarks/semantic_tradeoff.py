@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ import yaml
 from benchmarks.quantizers import markdown_table
 from benchmarks.semantic_plots import plot_tradeoff
 from benchmarks.semantic_runs import FIRST_STAGES, HELDOUT_FRACTION, METHODS, SemanticRun, recipe_of
-from benchmarks.training_runs import build_run, finish_runs, override_pairs, write_text
-from visual_tokenizer.processes import Interrupted
+from benchmarks.training_runs import build_run, compare, override_pairs, write_text
 from visual_tokenizer.registry import ConfigError, closest
-from visual_tokenizer.train import USER_ERRORS
 
 SEMANTIC_LOSSES = frozenset(
     {
@@ -47,21 +44,12 @@ SEMANTIC_LOSSES = frozenset(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and compare what the command line asks for; return the exit code."""
     options, overrides = _parse(arguments)
-    try:
-        results, diverged = finish_runs(_runs(options, overrides), functools.partial(_save, options))
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.signum
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if results:
-        print("\n" + result_table(with_factors(options, results)))
+
+    def report(results: list[dict[str, Any]]) -> str:
         stem = options.out / options.method / "tradeoff"
-        print(f"\nsaved {stem}.md, .json and .png")
-    for name in diverged:
-        print(f"error: {name} diverged", file=sys.stderr)
-    return int(bool(diverged))
+        return f"{result_table(with_factors(options, results))}\n\nsaved {stem}.md, .json and .png"
+
+    return compare(lambda: _runs(options, overrides), functools.partial(_save, options), report)
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:

@@ -23,8 +23,10 @@ from visual_tokenizer.callbacks import DivergedError
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.evaluation import bits_per_picture, evaluate_reconstruction
 from visual_tokenizer.metrics.codebook_usage import CodebookUsage, CodebookUsageConfig
+from visual_tokenizer.processes import Interrupted
 from visual_tokenizer.recipe import provenance, read_recipe, recipe_to_dict
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.train import USER_ERRORS
 from visual_tokenizer.training import TokenizerTrainer
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import TokenizerRecipe
@@ -130,6 +132,33 @@ def finish_runs(
             results.append(result)
             save(results)
     return results, diverged
+
+
+def compare(
+    build: Callable[[], Sequence[Run]],
+    save: Callable[[list[dict[str, Any]]], None],
+    report: Callable[[list[dict[str, Any]]], str],
+) -> int:
+    """Do the runs of a program that compares, print what it reports, and return its exit code.
+
+    Args:
+        build: gives the runs, or raises what a user got wrong.
+        save: called with all results so far after each run.
+        report: what is printed of all results.
+    """
+    try:
+        results, diverged = finish_runs(build(), save)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signum
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if results:
+        print("\n" + report(results))
+    for name in diverged:
+        print(f"error: {name} diverged", file=sys.stderr)
+    return int(bool(diverged))
 
 
 def build_run(
