@@ -176,7 +176,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
     return options
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode, whose tensors the counter of operations can't follow
 def measure_model(name: str, options: Any) -> list[dict[str, Any]]:
     """Check that all sides agree and time them: one row for encoding, one for decoding where there is a decoder.
 
@@ -293,9 +293,8 @@ def _timed(sides: Mapping[str, Callable[[Tensor], Tensor]], given: Tensor, optio
 
 def _flops(action: Callable[[Tensor], Tensor], given: Tensor) -> int:
     """Return the operations of the convolutions and matrix products of one pass."""
-    # The counter's hooks ask for gradient functions, of which inference mode has none.
-    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        action(given.clone())
+    with FlopCounterMode(display=False) as counter:
+        action(given)
     return counter.get_total_flops()
 
 
