@@ -2,7 +2,8 @@
 # and puts the job back into the queue once it has stopped for a signal.
 export GPUS_PER_NODE=${SLURM_GPUS_ON_NODE:-8}
 export MAIN_ADDRESS MAIN_PORT
-MAIN_ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MAIN_ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MAIN_ADDRESS=${MAIN_ADDRESS%%$'\n'*} # the first; a pipe to head may end the other side by SIGPIPE
 MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=540 # seconds that a launcher leaves its processes to write their checkpoint
 
