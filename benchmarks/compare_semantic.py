@@ -10,7 +10,8 @@ pictures and measured on the held-out ones, of which there are about 380: shares
 
 A method passes where kNN accuracy and text → image retrieval (R@5), both on the mean of the codes, are above the
 baseline's; TokenFlow and ImageFolder must keep 95 % of its PSNR too. Codes of more channels say more by their width
-alone; bags of tokens, in the columns beside, don't know of widths. Finished runs are not repeated; one that was
+alone: compare with a baseline of as many (`--only baseline --quantizer.code_dim 32 --out …`). Bags of tokens, in the
+columns beside, don't know of widths. Finished runs are not repeated; one that was
 interrupted goes on.
 Exit codes: 0 done; 1 a run diverged; 2 something to be put right by you; 130, 143 interrupted.
 """
@@ -123,7 +124,7 @@ def checks(result: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, 
 def result_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Return the results as a markdown table; ratios and checks where the baseline is among them."""
     baseline = next((result for result in results if result["name"] == BASELINE), None)
-    names = ["method", "tokens", "images/s", "PSNR dB", *COLUMNS, "± kNN codes"]
+    names = ["method", "tokens", "channels", "images/s", "PSNR dB", *COLUMNS, "± kNN codes"]
     names += ["PSNR ÷ baseline", "kNN ÷ baseline", "R@5 ÷ baseline", "passes"] if baseline else []
     lines = []
     for result in results:
@@ -132,6 +133,7 @@ def result_table(results: Sequence[Mapping[str, Any]]) -> str:
         line = [
             result["name"],
             f"{result['tokens_per_picture']:.4g}",
+            f"{result['code_dim']}",
             f"{result['images_per_second']:.0f}",
             f"{result['heldout']['psnr_db']:.2f}",
             *(f"{semantic[value]:.3f}" for value in COLUMNS.values()),

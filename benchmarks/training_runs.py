@@ -243,6 +243,7 @@ def measure(model: Path, recipe: TokenizerRecipe, device: torch.device) -> dict[
         "train": usage.compute(),
         "codebook_size": tokenizer.codebook_size,
         "num_codebooks": tokenizer.num_codebooks,
+        "code_dim": tokenizer.quantizer.code_dim,
         "tokens_per_picture": math.prod(tokenizer.token_grid()) * tokenizer.num_codebooks,
         "bits_per_picture": bits_per_picture(tokenizer, recipe.image_size),
         "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),

@@ -43,6 +43,7 @@ def result(name: str, psnr: float, knn: float, recall: float) -> dict[str, Any]:
     return {
         "name": name,
         "tokens_per_picture": 32.0,
+        "code_dim": 8,
         "images_per_second": 10.0,
         "heldout": {"psnr_db": psnr},
         "semantic": semantic,
