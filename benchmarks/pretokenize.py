@@ -73,13 +73,13 @@ def start(
     model: str, pictures: Path, folder: Path, *, batch_size: int, processes: int, threads: int
 ) -> subprocess.Popen[str]:
     """Start a launch of `processes` with `threads` each."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    config = ROOT / "recipes" / "accelerate" / ("cpu_2_processes.yaml" if processes > 1 else "cpu.yaml")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += ["--num_cpu_threads_per_process", str(threads)]
     if processes > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            command += ["--multi_cpu", "--main_process_port", str(free.getsockname()[1])]
+            command += ["--main_process_port", str(free.getsockname()[1])]
     command += ["-m", "benchmarks.pretokenize", model, "--work", str(pictures), str(folder)]
     command += ["--batch-size", str(batch_size)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}

@@ -282,10 +282,9 @@ def test_twenty_kills_over_20000_pictures_with_changing_processes(merged_folder:
     def launch(name: str, processes: int) -> subprocess.Popen:
         recipe = tmp_path / f"{name}.yaml"
         write_recipe(recipe, merged_folder, tmp_path / "pictures", tmp_path / name, batch_size=64)
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
-        launcher += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+        config = ROOT / "recipes" / "accelerate" / ("cpu_2_processes.yaml" if processes > 1 else "cpu.yaml")
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
         launcher += ["--main_process_port", "29671", "--num_cpu_threads_per_process", "1"]
-        launcher += ["--multi_cpu"] if processes > 1 else []
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [*launcher, "-m", "mmlm.data.tokenize", "--config", str(recipe)],
