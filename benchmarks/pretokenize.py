@@ -59,7 +59,8 @@ def work(model: str, pictures: str, folder: str, batch_size: int) -> None:
     source = SourceConfig.family.config({"type": "image_folder", "folder": pictures, "heldout_fraction": 0.0})
     state = PartialState(cpu=True)
     assert processor.codec is not None
-    processor.codec.encode(torch.zeros(batch_size, 3, *processor.image_processor.size.values()))  # warm up
+    side = processor.codec.config.image_size
+    processor.codec.encode(torch.zeros(batch_size, 3, side, side))  # warm up
     state.wait_for_everyone()
     begin = time.perf_counter()
     header = tokenize_pictures(processor, source, "train", folder, batch_size=batch_size)
