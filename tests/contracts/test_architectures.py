@@ -76,6 +76,9 @@ ENCODERS = {
     "causal_q_former": Case({"num_latents": 4, **TINY_VIT, "patches": PATCH}, grid=(4,), **FIXED),
     "cnn": Case(CNN, **halved(2)),
     "dvae": Case({"channels": 8, "blocks_per_group": 1}, **halved(8)),
+    "hybrid_vit": Case(
+        {**TINY_VIT, "patches": PATCH}, grid=(4, 4), others={(8, 20): (2, 5)}, refused=[(SIZE + 1, SIZE)]
+    ),
     "latent_query": Case({"num_latents": 4, **TINY_VIT, "patches": PATCH}, grid=(4,), **FIXED),
     "lavit": Case({**TINY_VIT, "patches": PATCH}, grid=(16,), **FIXED),
     "open_magvit2": Case(LEVELS, **halved(2)),

@@ -12,38 +12,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.backbones.base import (
-    NetworkHolder,
-    check_layers,
-    check_pixels,
-    load_backbone,
-    require_pictures,
-    resize_shorter_side,
-)
 from visual_tokenizer.layers.code_reader import CodeReader
-from visual_tokenizer.losses.base import Loss, LossConfig
+from visual_tokenizer.losses._taught import Taught, TaughtConfig, resized_map
 from visual_tokenizer.outputs import TokenizerOutput
+from visual_tokenizer.teacher import Teacher
 
 
 @dataclass(kw_only=True)
-class FeatureReconstructionConfig(LossConfig):
+class FeatureReconstructionConfig(TaughtConfig):
     """Fields of the reconstruction of features; the defaults are the paper's, but for the teacher."""
 
-    network: str = "efficientnet_lite0"
-    """Teacher: a file of `visual_tokenizer/backbones`."""
-
-    network_weights: str | None = None
-    """State dict of the teacher (`transformers_vision`: folder or name); null: that of the installed package."""
-
-    level: int = 3
-    """Level of the teacher whose features are read, 0 the finest."""
-
-    size: int | None = None
-    """Pixels of the shorter side that the teacher sees; null: pictures as they are."""
+    level: int | None = 3
+    """Level of the teacher whose features are read, 0 the finest and -1 the last; not null."""
 
     code_dim: int = 32
     """Channels of a code, the quantizer's; 1 or more."""
@@ -70,42 +53,24 @@ class FeatureReconstructionConfig(LossConfig):
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
-        if self.level < 0:
-            raise ValueError(f"level must be 0 or more, got {self.level}")
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"size must be 1 or more, or null, got {self.size}")
+        if self.level is None:
+            raise ValueError("level must be a level of the teacher, for each place is read; got null")
 
 
-class FeatureReconstruction(NetworkHolder, Loss):
+class FeatureReconstruction(Taught):
     """1 − cos(head(queries that read the codes), teacher), averaged over pictures and places."""
 
     Config = FeatureReconstructionConfig
 
-    def __init__(self, config: FeatureReconstructionConfig) -> None:
-        super().__init__(config)
-        network = load_backbone(config.network, config.network_weights)
-        require_pictures(network)
-        check_layers([config.level], network)
-        self.hold(network)
+    def __init__(self, config: FeatureReconstructionConfig, teacher: Teacher | None = None) -> None:
+        super().__init__(config, teacher)
         self.projection = nn.Linear(config.code_dim, config.width)
         self.reader = CodeReader(config.num_latents, config.grid_size**2, config.width, config.depth, config.heads)
         self.head = nn.Sequential(
             nn.Linear(config.width, config.width),
             nn.Tanh(),
-            nn.Linear(config.width, network.feature_dims[config.level]),
+            nn.Linear(config.width, self.target_width),
         )
-
-    @torch.no_grad()
-    def target(self, pixels: Tensor) -> Tensor:
-        """Return the teacher's features on the grid of queries, (B, grid_size², C)."""
-        check_pixels(pixels)
-        level, size, side = self.config.level, self.config.size, self.config.grid_size
-        resized = pixels if size is None else resize_shorter_side(pixels, size)
-        maps = self.network.features(resized, level + 1)[level].float()
-        if tuple(maps.shape[2:]) != (side, side):
-            shrinks = max(maps.shape[2:]) > side
-            maps = F.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=shrinks)
-        return maps.flatten(2).transpose(1, 2)
 
     def predict(self, codes: Tensor, present: Tensor | None = None) -> Tensor:
         """Return what is read from (B, N, code_dim) codes, (B, grid_size², C of the teacher)."""
@@ -124,4 +89,5 @@ class FeatureReconstruction(NetworkHolder, Loss):
                 f"got {self.config.code_dim} and {self.config.num_latents}"
             )
         predicted = self.predict(output.codes, output.present).float()
-        return 1 - F.cosine_similarity(predicted, self.target(batch["pixels"]), dim=2).mean()
+        target = resized_map(self.target(batch), (self.config.grid_size, self.config.grid_size))
+        return 1 - F.cosine_similarity(predicted, target.flatten(2).transpose(1, 2), dim=2).mean()

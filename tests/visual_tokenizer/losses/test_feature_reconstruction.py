@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from visual_tokenizer.losses.base import LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
+from visual_tokenizer.teacher import Teacher, TeacherSection
 
 FIELDS = {"level": 2, "code_dim": 4, "num_latents": 9, "grid_size": 4, "width": 16, "depth": 2, "heads": 2}
 
@@ -49,7 +50,7 @@ def test_it_is_one_minus_the_cosine_at_every_place(batch, codes):
 
 def test_a_perfect_reader_has_no_loss(batch, codes):
     loss = build()
-    loss.predict = lambda *_: 3 * loss.target(batch["pixels"])
+    loss.predict = lambda *_: 3 * loss.target(batch).flatten(2).transpose(1, 2)
     assert loss(output(codes), batch) == pytest.approx(0, abs=1e-5)
 
 
@@ -73,11 +74,21 @@ def test_gradient_reaches_present_codes_and_every_parameter(batch, codes):
     assert all(weight.grad.abs().sum() > 0 for weight in loss.parameters())
 
 
-def test_a_map_of_another_size_is_brought_to_the_grid(batch):
+def test_a_map_of_another_size_is_brought_to_the_grid(batch, codes):
     loss = build(grid_size=2)
     maps = loss.network.features(batch["pixels"], 3)[2]
     wanted = F.interpolate(maps, (2, 2), mode="bilinear", align_corners=False, antialias=True)
-    torch.testing.assert_close(loss.target(batch["pixels"]), wanted.flatten(2).transpose(1, 2))
+    loss.predict = lambda *_: wanted.flatten(2).transpose(1, 2)
+    assert loss(output(codes), batch) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_recipe_s_teacher_is_the_one_that_is_read(batch, codes):
+    teacher = Teacher(TeacherSection(size=64))
+    loss = LossConfig.family.build({"type": "feature_reconstruction", **FIELDS}, teacher=teacher)
+    assert loss.network is teacher.network
+    assert loss.target(batch).shape[2:] == (8, 8)
+    with pytest.raises(ValueError, match="level must be a level of the teacher"):
+        build(level=None)
 
 
 def test_codes_of_another_tokenizer_are_refused(batch, codes):

@@ -1,0 +1,65 @@
+"""A transformer on the features of another network, in place of patches of pixels.
+
+Paper: An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale (Dosovitskiy et al., 2021),
+arXiv:2010.11929, section 3.1, "Hybrid Architecture": the embedding is applied to a feature map, whose places are the
+patches of one pixel. With `patches: backbone` a frozen network lends what few pictures can't teach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig
+from visual_tokenizer.layers.positions import sinusoidal_positions
+from visual_tokenizer.layers.transformer import Transformer
+
+
+@dataclass(kw_only=True)
+class HybridViTConfig(EncoderConfig):
+    """Fields of the hybrid; the defaults are a small transformer on a convolutional network."""
+
+    width: int = 256
+    """Channels of the transformer; a multiple of `heads` and of 4 (two sines and two cosines)."""
+
+    depth: int = 4
+    """Transformer blocks; 1 or more."""
+
+    heads: int = 8
+    """Attention heads; 1 or more."""
+
+    patches: EncoderConfig = field(default_factory=lambda: EncoderConfig.family.config({"type": "cnn"}))
+    """The encoder whose latents are embedded; it gives rows and columns."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width must be a multiple of heads ({self.heads}) and of 4, got {self.width}")
+
+
+class HybridViT(Encoder):
+    """Features, linear embedding, positions, transformer."""
+
+    Config = HybridViTConfig
+
+    def __init__(self, config: HybridViTConfig, *, image_size: int) -> None:
+        super().__init__(config, image_size=image_size)
+        self.width = config.width
+        self.patches: Encoder = EncoderConfig.family.build(config.patches, image_size=image_size)
+        grid = self.patches.token_grid(image_size, image_size)
+        if len(grid) != 2:
+            raise ValueError(f"patches must be an encoder of rows and columns, got a token grid of {grid}")
+        self.embedding = nn.Linear(self.patches.width, config.width)
+        self.transformer = Transformer(config.width, config.depth, config.heads)
+
+    def token_grid(self, height: int, width: int) -> tuple[int, ...]:
+        return self.patches.token_grid(height, width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        rows, columns = self.token_grid(*pixels.shape[2:])
+        embedded = self.embedding(self.patches(pixels))
+        positions = sinusoidal_positions(rows, columns, self.width, pixels.device)
+        return self.transformer(embedded + positions.to(embedded.dtype))
