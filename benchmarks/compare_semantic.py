@@ -8,10 +8,10 @@ pictures and measured on the held-out ones, of which there are about 380: shares
   python -m benchmarks.compare_semantic --only baseline vq_kd tokenflow --steps 500 --out run/quick
   python -m benchmarks.compare_semantic --data.batch_size 16             any key of the recipes, for all alike
 
-A method passes where kNN accuracy and text → image retrieval (R@5), both on the mean of the codes, are above the
-baseline's; TokenFlow and ImageFolder must keep 95 % of its PSNR too. Codes of more channels say more by their width
-alone: compare with a baseline of as many (`--only baseline --quantizer.code_dim 32 --out …`). Bags of tokens, in the
-columns beside, don't know of widths. Finished runs are not repeated; one that was
+Beside each method stands reconstruction alone with as many codebooks and channels, for wider codes say more by their
+width alone. A method passes where kNN accuracy and text → image retrieval (R@5), both on the mean of the codes, are
+above that baseline's by more than two standard errors of the difference; TokenFlow and ImageFolder keep 95 % of its
+PSNR too. Bags of tokens, in the columns beside, don't know of widths. Finished runs are not repeated; one that was
 interrupted goes on.
 Exit codes: 0 done; 1 a run diverged; 2 something to be put right by you; 130, 143 interrupted.
 """
@@ -21,19 +21,22 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.quantizers import markdown_table
 from benchmarks.semantic_plots import plot_methods, standard_error
-from benchmarks.semantic_runs import BASELINE, METHODS, method_runs
+from benchmarks.semantic_runs import BASELINES, METHODS, baseline_of, method_runs
 from benchmarks.training_runs import Run, compare, override_pairs, write_text
 from visual_tokenizer.registry import closest
 
 KEEPS_PIXELS = ("tokenflow", "imagefolder")
 """Methods that must keep `PSNR_SHARE` of the baseline's PSNR."""
 PSNR_SHARE = 0.95
+CLEAR = 2.0
+"""Standard errors of a difference that make it clear."""
 
 COLUMNS: Mapping[str, str] = {
     "kNN codes": "knn_accuracy_codes",
@@ -101,31 +104,37 @@ def _save(options: Any, results: list[dict[str, Any]]) -> None:
     measured = _measured(results)
     if not measured:
         return
-    baseline = next((result for result in measured if result["name"] == BASELINE), None)
-    judged = [{**result, "checks": {} if baseline is None else checks(result, baseline)} for result in measured]
+    judged = [{**result, "checks": checks(result, _baseline(result, measured))} for result in measured]
     write_text(options.out / "semantic.json", json.dumps(judged, indent=1) + "\n")
     write_text(options.out / "semantic.md", result_table(measured) + "\n")
     plot_methods(measured, options.out / "semantic.png")
 
 
-def checks(result: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, bool]:
-    """Return what a method is held against, by name, and whether it holds; nothing of the baseline itself."""
-    if result["name"] == baseline["name"]:
+def _baseline(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return what a method stands beside; None of a baseline itself, and where it was not run."""
+    if result["name"] in BASELINES:
+        return None
+    return next((other for other in results if other["name"] == baseline_of(result["name"])), None)
+
+
+def checks(result: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> dict[str, bool]:
+    """Return what a method is held against, by name, and whether it holds; nothing without a baseline."""
+    if baseline is None:
         return {}
-    found = {
-        name: result["semantic"][value] > baseline["semantic"][value]
-        for name, value in (("kNN", COLUMNS["kNN codes"]), ("R@5", COLUMNS["R@5 codes"]))
-    }
+    found = {}
+    for name, value in (("kNN", COLUMNS["kNN codes"]), ("R@5", COLUMNS["R@5 codes"])):
+        pair = result["semantic"][value], baseline["semantic"][value]
+        errors = [standard_error(share, result["semantic_protocol"]["heldout_pictures"]) for share in pair]
+        found[name] = pair[0] - pair[1] > CLEAR * math.hypot(*errors)
     if result["name"] in KEEPS_PIXELS:
         found["PSNR"] = result["heldout"]["psnr_db"] >= PSNR_SHARE * baseline["heldout"]["psnr_db"]
     return found
 
 
 def result_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the results as a markdown table; ratios and checks where the baseline is among them."""
-    baseline = next((result for result in results if result["name"] == BASELINE), None)
+    """Return the results as a markdown table; ratios and checks where the baseline of a method is among them."""
     names = ["method", "tokens", "channels", "images/s", "PSNR dB", *COLUMNS, "± kNN codes"]
-    names += ["PSNR ÷ baseline", "kNN ÷ baseline", "R@5 ÷ baseline", "passes"] if baseline else []
+    names += ["PSNR ÷ baseline", "kNN ÷ baseline", "R@5 ÷ baseline", "passes"]
     lines = []
     for result in results:
         semantic = result["semantic"]
@@ -139,17 +148,19 @@ def result_table(results: Sequence[Mapping[str, Any]]) -> str:
             *(f"{semantic[value]:.3f}" for value in COLUMNS.values()),
             f"{error:.3f}",
         ]
-        if baseline is not None:
-            line.append(f"{result['heldout']['psnr_db'] / baseline['heldout']['psnr_db']:.3f}")
-            line += [
-                _ratio(semantic[COLUMNS[name]], baseline["semantic"][COLUMNS[name]])
-                for name in ("kNN codes", "R@5 codes")
-            ]
-            line.append(
-                ", ".join(f"{name} {'pass' if ok else 'FAIL'}" for name, ok in checks(result, baseline).items())
-            )
-        lines.append(line)
+        baseline = _baseline(result, results)
+        lines.append(line + (["", "", "", ""] if baseline is None else _beside(result, baseline)))
     return markdown_table(names, lines)
+
+
+def _beside(result: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    """Return the last cells of a method's line."""
+    pairs = [
+        (result["semantic"][COLUMNS[name]], baseline["semantic"][COLUMNS[name]]) for name in ("kNN codes", "R@5 codes")
+    ]
+    passes = ", ".join(f"{name} {'pass' if ok else 'FAIL'}" for name, ok in checks(result, baseline).items())
+    psnr = f"{result['heldout']['psnr_db'] / baseline['heldout']['psnr_db']:.3f}"
+    return [psnr, *(_ratio(*pair) for pair in pairs), passes]
 
 
 def _ratio(value: float, base: float) -> str:

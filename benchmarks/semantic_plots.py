@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 120
 
+MARKERS = "osD^v<>PX*p"
+
 PANELS: Mapping[str, str] = {
     "knn_accuracy_codes": "kNN accuracy on codes",
     "knn_accuracy_tokens": "kNN accuracy on bags of tokens",
@@ -24,18 +26,17 @@ def standard_error(share: float, pictures: int) -> float:
 
 def plot_methods(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw each method's meaning over its PSNR, with standard errors; a dashed line is chance."""
-    figure = Figure(figsize=(5 * len(PANELS), 4.5), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(PANELS) + 1.6, 4.5), layout="constrained")
     for axis, (name, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for number, result in enumerate(results):
-            _point(axis, result, name, f"C{number % 10}")
-            where = (result["heldout"]["psnr_db"], result["semantic"][name])
-            axis.annotate(result["name"], where, xytext=(5, 4), textcoords="offset points", fontsize=8)
+            _point(axis, result, name, f"C{number % 10}", fmt=MARKERS[number % len(MARKERS)], label=result["name"])
         chance = name.rpartition("_")[0] + "_chance"
         axis.axhline(results[0]["semantic"][chance], color="0.5", linestyle="--", linewidth=1)
         axis.set_xlabel("PSNR in dB")
         axis.set_ylabel(label)
-        axis.margins(0.15)
+        axis.margins(0.1)
         axis.grid(alpha=0.3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=9)
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
 
 
@@ -64,7 +65,7 @@ def plot_tradeoff(name: str, results: Sequence[Mapping[str, Any]], path: Path) -
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
 
 
-def _point(axis: Any, result: Mapping[str, Any], measure: str, color: str) -> None:
+def _point(axis: Any, result: Mapping[str, Any], measure: str, color: str, **style: Any) -> None:
     value = result["semantic"][measure]
     error = standard_error(value, result["semantic_protocol"]["heldout_pictures"])
-    axis.errorbar(result["heldout"]["psnr_db"], value, yerr=error, fmt="o", color=color, capsize=3)
+    axis.errorbar(result["heldout"]["psnr_db"], value, yerr=error, color=color, capsize=3, **{"fmt": "o", **style})

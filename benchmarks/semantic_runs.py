@@ -18,10 +18,14 @@ from visual_tokenizer.semantic_recipe import SemanticSection
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tokenizer"
 
-BASELINE = "baseline"
+BASELINES: Mapping[str, str] = {
+    "baseline": "openmoji_semantic_baseline",
+    "two_codebooks": "openmoji_imagefolder",
+}
+"""Reconstruction alone, with one and with two codebooks of 512 at each of 64 places; 16 channels a place both."""
 
 METHODS: Mapping[str, str] = {
-    BASELINE: "openmoji_semantic_baseline",
+    **BASELINES,
     "vq_kd": "openmoji_vq_kd",
     "peco": "openmoji_peco",
     "clip_aligned": "openmoji_clip_aligned",
@@ -32,6 +36,9 @@ METHODS: Mapping[str, str] = {
     "lavit": "openmoji_lavit",
 }
 """Names as in the literature, and the recipes."""
+
+TWO_CODEBOOKS = frozenset({"clip_aligned", "imagefolder", "fqgan"})
+"""Methods with two indices a place, and so as many bits as the baseline of two codebooks."""
 
 FIRST_STAGES: Mapping[str, str] = {"seed": "openmoji_seed_alignment"}
 """Recipes whose result another begins with; each of the two takes half of the steps."""
@@ -67,6 +74,11 @@ class FirstStage(Run):
     def measured(self, final: Path, accelerator: Accelerator) -> dict[str, Any]:
         """Return nothing."""
         return {}
+
+
+def baseline_of(name: str) -> str:
+    """Return the baseline of a method's size."""
+    return "two_codebooks" if name in TWO_CODEBOOKS else "baseline"
 
 
 def method_runs(name: str, *, out: Path, steps: int, overrides: Mapping[str, Any]) -> list[Run]:
