@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "tokenizer"
 
 BASELINES: Mapping[str, str] = {
     "baseline": "openmoji_semantic_baseline",
-    "two_codebooks": "openmoji_imagefolder",
+    "two_codebooks": "openmoji_semantic_baseline_two",
 }
 """Reconstruction alone, with one and with two codebooks of 512 at each of 64 places; 16 channels a place both."""
 

@@ -34,8 +34,8 @@ Examine the codebook of a visual tokenizer: which codes are used, how evenly, ho
 about it. Pictures come from the recipe.yaml beside the weights unless --data says otherwise.
 
 Examples:
-  python -m visual_tokenizer.doctor --model runs/openmoji/final
-  python -m visual_tokenizer.doctor --model DIR --split heldout --out runs/diagnosis
+  python -m visual_tokenizer.doctor --model run/openmoji/final
+  python -m visual_tokenizer.doctor --model DIR --split heldout --out run/diagnosis
   python -m visual_tokenizer.doctor --model DIR --data.source.type image_folder --data.source.folder pictures
 
 Exit codes: 0 healthy; 1 something is not; 2 something to be put right by you."""

@@ -38,7 +38,7 @@ fitted on the split train and measured on heldout; a page shows codes with the p
 With --compare, lay reports (or the folders of models that hold one) side by side, if they were measured alike.
 
 Examples:
-  accelerate launch -m visual_tokenizer.evaluate --model runs/openmoji/final
+  accelerate launch -m visual_tokenizer.evaluate --model run/openmoji/final
   python -m visual_tokenizer.evaluate --model DIR --split all \\
     --data.source.type image_folder --data.source.folder pictures
   python -m visual_tokenizer.evaluate --model DIR --metrics "[psnr, ssim]" --output results.json

@@ -26,8 +26,8 @@ Make the colour palette of image GPT: k-means of the pixels of a set of pictures
 nearest colour. The result is a visual tokenizer like any other, without anything to train.
 
 Examples:
-  python -m visual_tokenizer.palette --output runs/palette
-  python -m visual_tokenizer.palette --output runs/palette --colours 512 --image_size 32 \\
+  python -m visual_tokenizer.palette --output run/palette
+  python -m visual_tokenizer.palette --output run/palette --colours 512 --image_size 32 \\
     --data.source.type image_folder --data.source.folder pictures"""
 
 

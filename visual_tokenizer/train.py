@@ -25,7 +25,7 @@ Train a visual tokenizer. A run that was interrupted goes on when the same comma
 Examples:
   accelerate launch -m visual_tokenizer.train --config recipes/tokenizer/openmoji_cnn_fsq.yaml
   accelerate launch --config_file recipes/accelerate/multi_gpu.yaml -m visual_tokenizer.train --config RECIPE.yaml
-  python -m visual_tokenizer.train --config RECIPE.yaml --quantizer.levels "[8,8,8,5,5]" --output_dir runs/other
+  python -m visual_tokenizer.train --config RECIPE.yaml --quantizer.levels "[8,8,8,5,5]" --output_dir run/other
   python -m visual_tokenizer.train --config RECIPE.yaml --smoke true
 
 Exit codes: 0 done; 2 something to be put right by you; 143 (SIGTERM) and 130 (SIGINT) stopped after a checkpoint."""

@@ -72,13 +72,13 @@ def generate(
 
     [bold]Examples[/bold]
 
-      mmlm generate --model runs/lm/final --prompt "a red apple" --out apple.png
+      mmlm generate --model run/lm/final --prompt "a red apple" --out apple.png
 
-      mmlm generate --model runs/lm/final --prompt cat --prompt dog --num-images 4 --out pets.png --seed 7
+      mmlm generate --model run/lm/final --prompt cat --prompt dog --num-images 4 --out pets.png --seed 7
 
-      mmlm generate --model runs/lm/final --prompt "a red apple" --best-of 8 --out apple.png
+      mmlm generate --model run/lm/final --prompt "a red apple" --best-of 8 --out apple.png
 
-      mmlm generate --model runs/lm/final --image apple.png --prompt "make it green" --image-guidance-scale 1.2
+      mmlm generate --model run/lm/final --image apple.png --prompt "make it green" --image-guidance-scale 1.2
       --guidance-scale 3 --out green.png
     """
     prompts = [*(prompt or []), *_lines(prompts_file)]
@@ -134,7 +134,7 @@ def describe(
 
     [bold]Example[/bold]
 
-      mmlm describe --model runs/lm/final --image apple.png
+      mmlm describe --model run/lm/final --image apple.png
     """
     _check_files("--image", image)
     from mmlm.generation.captions import describe_images
@@ -179,9 +179,9 @@ def answer(
 
     [bold]Examples[/bold]
 
-      mmlm answer --model runs/lm/final --prompt "How is an apple pie made?" --out pie
+      mmlm answer --model run/lm/final --prompt "How is an apple pie made?" --out pie
 
-      mmlm answer --model runs/lm/final --image a.png --image b.png --prompt "{1} is to {2} as night is to" --out day
+      mmlm answer --model run/lm/final --image a.png --image b.png --prompt "{1} is to {2} as night is to" --out day
     """
     files = image or []
     _check_files("--image", files)

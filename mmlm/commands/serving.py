@@ -31,7 +31,7 @@ def serve(
 
     [bold]Examples[/bold]
 
-      mmlm serve --model runs/lm/final --port 8000
+      mmlm serve --model run/lm/final --port 8000
 
       curl localhost:8000/v1/images/generations -H "Content-Type: application/json" -d '{"prompt": "a red apple"}'
     """
