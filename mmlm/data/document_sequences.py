@@ -33,6 +33,7 @@ class DocumentSequences(Dataset):
         indices: where the pictures' indices come from; None: the shards.
         seed: of order and arrangement.
         shuffle: False for the order of the shards, which evaluation wants.
+        is_heldout: whether nothing may be left out of documents at random.
 
     Raises:
         ShardError: no documents.
@@ -48,10 +49,12 @@ class DocumentSequences(Dataset):
         indices: PictureIndices | None = None,
         seed: int = 0,
         shuffle: bool = True,
+        is_heldout: bool = False,
     ) -> None:
         if len(shards) == 0:
             raise ShardError(f"{name}: there are no documents: the split is empty, or its limits leave nothing")
         self.layout, self.source, self.name, self.seed, self.shuffle = layout, source, name, seed, shuffle
+        self.is_heldout = is_heldout
         self.rows = DocumentRows(shards)
         self.size = len(self.rows)
         self.indices = StoredIndices(self.rows, layout.vocabulary.num_codebooks) if indices is None else indices
@@ -102,7 +105,8 @@ class DocumentSequences(Dataset):
         content = [place for place, kind in enumerate(kinds) if kind != STRUCTURE]
         first, last = content[0], content[-1]
         chance = uniforms(self.seed, epoch, row)
-        arranged = self.source.arrange([kind == IMAGE for kind in kinds[first : last + 1]], chance)
+        pictures = [kind == IMAGE for kind in kinds[first : last + 1]]
+        arranged = self.source.arrange(pictures, chance, is_heldout=self.is_heldout)
         inner = [Placed(first + one.place, one.is_trained and whole[first + one.place].is_trained) for one in arranged]
         return [*whole[:first], *inner, *whole[last + 1 :]]
 

@@ -57,7 +57,7 @@ def training_mixture(processor: MultimodalProcessor, recipe: LMRecipe) -> Mixtur
     """
     seed = recipe.training.seed
     found = [
-        _sequences(processor, recipe, recipe.data.train_split, name, member, shards, seed=seed + number, shuffle=True)
+        _sequences(processor, recipe, recipe.data.train_split, name, member, shards, seed=seed + number)
         for number, (name, member, shards) in enumerate(iter_shards(processor, recipe, recipe.data.train_split))
     ]
     return MixtureSequences(found, [member.weight for member in recipe.data.mixture], seed=seed)
@@ -80,7 +80,7 @@ def heldout_documents(processor: MultimodalProcessor, recipe: LMRecipe) -> Heldo
     """
     split = recipe.data.heldout_split
     found: list[Dataset] = [
-        _sequences(processor, recipe, split, name, member, shards, seed=recipe.training.seed, shuffle=False)
+        _sequences(processor, recipe, split, name, member, shards, seed=recipe.training.seed, is_heldout=True)
         for name, member, shards in iter_shards(processor, recipe, split)
         if len(shards)
     ]
@@ -98,10 +98,12 @@ def _sequences(
     shards: datasets.Dataset,
     *,
     seed: int,
-    shuffle: bool,
+    is_heldout: bool = False,
 ) -> DocumentSequences:
     source: DocumentSource = DocumentSourceConfig.family.build(member.documents)
-    sequences = DocumentSequences(shards, processor.layout, source, name=name, seed=seed, shuffle=shuffle)
+    sequences = DocumentSequences(
+        shards, processor.layout, source, name=name, seed=seed, shuffle=not is_heldout, is_heldout=is_heldout
+    )
     if member.tokenization == ON_THE_FLY:
         encoded = source.load_encoded(split)
         refuse_stream(encoded, member)

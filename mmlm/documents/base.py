@@ -140,12 +140,15 @@ class DocumentSource:
         """
         raise NotImplementedError
 
-    def arrange(self, are_pictures: Sequence[bool], chance: Sequence[float]) -> list[Placed]:
+    def arrange(
+        self, are_pictures: Sequence[bool], chance: Sequence[float], *, is_heldout: bool = False
+    ) -> list[Placed]:
         """Return which pieces of a document make its sequence, in their order; here all of them as they stand.
 
         Args:
             are_pictures: of each piece, whether it is a picture.
             chance: numbers in [0, 1) that depend on seed, epoch and document.
+            is_heldout: whether it is measured and not learned from, so that nothing may be left out of it at random.
         """
         return [Placed(place, True) for place in range(len(are_pictures))]
 

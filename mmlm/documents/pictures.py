@@ -25,7 +25,7 @@ class PicturesConfig(DocumentSourceConfig):
     """Share of the sequences that are picture → caption; the others are caption → picture. In [0, 1]."""
     caption_dropout: float = 0.1
     """Share of the caption → picture sequences without caption, which classifier-free guidance needs; 1 with
-    image_to_text_fraction 0: pictures alone. In [0, 1]."""
+    image_to_text_fraction 0: pictures alone. Held-out ones keep theirs. In [0, 1]."""
     loss_on_prompt: bool = True
     """Whether what comes first is trained too."""
     missing_pictures: str = DROP_DOCUMENT
@@ -72,7 +72,9 @@ class Pictures(DocumentSource):
         parts: list[Part] = [str(caption)] if caption else []
         return Document.of_parts(str(row["key"]), [*parts, Picture(row["image"])])
 
-    def arrange(self, are_pictures: Sequence[bool], chance: Sequence[float]) -> list[Placed]:
+    def arrange(
+        self, are_pictures: Sequence[bool], chance: Sequence[float], *, is_heldout: bool = False
+    ) -> list[Placed]:
         texts = [place for place, is_picture in enumerate(are_pictures) if not is_picture]
         pictures = [place for place, is_picture in enumerate(are_pictures) if is_picture]
         if not pictures:  # the limits left none
@@ -80,6 +82,7 @@ class Pictures(DocumentSource):
         elif chance[0] < self.config.image_to_text_fraction:
             first, second = pictures, texts
         else:
-            first, second = [] if chance[1] < self.config.caption_dropout else texts, pictures
+            dropout = 0.0 if is_heldout else self.config.caption_dropout
+            first, second = [] if chance[1] < dropout else texts, pictures
         is_trained = self.config.loss_on_prompt
         return [*(Placed(place, is_trained) for place in first), *(Placed(place, True) for place in second)]

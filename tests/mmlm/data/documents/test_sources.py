@@ -242,6 +242,7 @@ def test_pictures_come_in_every_form(build_source: Build, captioned_pictures: Pa
     forms = {(0.2, 0.9): [1, 0], (0.3, 0.3): [1], (0.3, 0.5): [0, 1]}
     for chance, places in forms.items():
         assert [placed.place for placed in source.arrange([False, True], chance)] == places
+    assert [placed.place for placed in source.arrange([False, True], (0.3, 0.3), is_heldout=True)] == [0, 1]
     with pytest.raises(ValueError, match=r"heldout_fraction must be given as source\.heldout_fraction, got 0\.1"):
         DocumentSourceConfig.family.config({"type": "pictures", "source": inner, "heldout_fraction": 0.1})
 
