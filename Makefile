@@ -42,7 +42,7 @@ demo: setup  ## Train a tokenizer and a language model on emoji, generate pictur
 	@echo "See $(RUN)/tokenizer/final/samples.png, $(RUN)/evaluation/evaluation.png and $(RUN)/generated.png"
 
 test: setup  ## Run the fast tests (15 minutes on 2 CPU cores).
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-all: setup  ## Run every test, the slow ones too.
 	$(BIN)/python -m pytest -m ""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.code_reader import CodeReader
 
 
@@ -39,11 +40,7 @@ class LaVITConfig(DecoderConfig):
     """The decoder that turns the grid into pixels."""
 
     def __post_init__(self) -> None:
-        for name in ("num_latents", "grid_size", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
+        check_attention_shape(self, ("num_latents", "grid_size", "width", "depth", "heads"))
 
 
 class LaVIT(Decoder):

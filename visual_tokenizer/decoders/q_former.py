@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
 from visual_tokenizer.layers.attention import QueryBlock
+from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.convolution import map_from_tokens, tokens_from_map
 from visual_tokenizer.layers.transformer import learned_positions
 
@@ -41,11 +42,7 @@ class QFormerConfig(DecoderConfig):
     """The decoder that turns the grid into pixels."""
 
     def __post_init__(self) -> None:
-        for name in ("num_latents", "grid_size", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
+        check_attention_shape(self, ("num_latents", "grid_size", "width", "depth", "heads"))
 
 
 class QFormer(Decoder):

@@ -29,13 +29,24 @@ class BranchesConfig(EncoderConfig):
     """Encoders that give equal token grids, in the order of the channels; one or more."""
 
     branch_dim: int = 32
-    """Channels that each branch gives; 1 or more. The quantizer's code_dim is this times the number of branches."""
+    """Channels that each branch gives; 1 or more. The quantizer's code_dim is the sum over the branches."""
+
+    branch_dims: list[int] | None = None
+    """Channels of each branch in turn, in place of `branch_dim`, each 1 or more; null: all give `branch_dim`."""
 
     def __post_init__(self) -> None:
         if not self.branches:
             raise ValueError("branches must hold one encoder or more")
         if self.branch_dim < 1:
             raise ValueError(f"branch_dim must be 1 or more, got {self.branch_dim}")
+        dims = self.branch_dims
+        if dims is not None and (len(dims) != len(self.branches) or min(dims) < 1):
+            raise ValueError(f"branch_dims must be {len(self.branches)} numbers of 1 or more, or null, got {dims}")
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of each branch."""
+        return [self.branch_dim] * len(self.branches) if self.branch_dims is None else self.branch_dims
 
 
 class Branches(Encoder):
@@ -49,8 +60,9 @@ class Branches(Encoder):
         built: list[Encoder] = [EncoderConfig.family.build(one, image_size=image_size) for one in config.branches]
         # Typed as anything, because torch types the items of a list as plain modules.
         self.branches: Any = nn.ModuleList(built)
-        self.projections = nn.ModuleList(nn.Linear(branch.width, config.branch_dim) for branch in built)
-        self.width = len(config.branches) * config.branch_dim
+        pairs = zip(built, config.channels, strict=True)
+        self.projections = nn.ModuleList(nn.Linear(branch.width, channels) for branch, channels in pairs)
+        self.width = sum(config.channels)
         grids = self._grids(image_size, image_size)
         if len(set(grids)) > 1:
             raise ValueError(f"branches must have equal token grids, got {', '.join(map(str, grids))}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig
+from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.positions import sinusoidal_positions
 from visual_tokenizer.layers.transformer import Transformer
 
@@ -33,11 +34,7 @@ class HybridViTConfig(EncoderConfig):
     """The encoder whose latents are embedded; it gives rows and columns."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width must be a multiple of heads ({self.heads}) and of 4, got {self.width}")
+        check_attention_shape(self, ("width", "depth", "heads"), has_sines=True)
 
 
 class HybridViT(Encoder):

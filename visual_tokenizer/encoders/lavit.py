@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.positions import sinusoidal_positions
 from visual_tokenizer.layers.token_merger import TokenMerger
 from visual_tokenizer.layers.token_selector import TokenSelector, pack
@@ -45,11 +46,7 @@ class LaVITConfig(EncoderConfig):
     """The encoder whose latents are the features."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width must be a multiple of heads ({self.heads}) and of 4, got {self.width}")
+        check_attention_shape(self, ("width", "depth", "heads"), has_sines=True)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 

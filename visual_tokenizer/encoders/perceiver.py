@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
 from visual_tokenizer.layers.attention import ResamplerBlock
+from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.transformer import learned_positions
 
 
@@ -37,11 +38,7 @@ class PerceiverConfig(EncoderConfig):
     """The encoder whose latents are the features."""
 
     def __post_init__(self) -> None:
-        for name in ("num_latents", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
+        check_attention_shape(self, ("num_latents", "width", "depth", "heads"))
 
 
 class Perceiver(Encoder):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
 from visual_tokenizer.layers.attention import QueryBlock
+from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.convolution import map_from_tokens, tokens_from_map
 from visual_tokenizer.layers.transformer import learned_positions
 
@@ -41,13 +42,9 @@ class QFormerConfig(EncoderConfig):
     """The encoder whose latents are the features."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        check_attention_shape(self, ("width", "depth", "heads"))
         if self.num_latents < 2 or self.num_latents & (self.num_latents - 1):
             raise ValueError(f"num_latents must be a power of two, 2 or more, got {self.num_latents}")
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
 
     @property
     def levels(self) -> list[tuple[int, int]]:

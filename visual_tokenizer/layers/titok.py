@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.layers.attention_shape import check_attention_shape
+
 
 @dataclass(kw_only=True)
 class TiTokShape:
@@ -32,11 +34,7 @@ class TiTokShape:
     """Side of a patch in pixels; 1 or more."""
 
     def __post_init__(self) -> None:
-        for name in ("num_latents", "width", "depth", "heads", "patch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
+        check_attention_shape(self, ("num_latents", "width", "depth", "heads", "patch_size"))
 
 
 class CLIPBlock(nn.Module):

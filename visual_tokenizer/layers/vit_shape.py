@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from visual_tokenizer.layers.attention_shape import check_attention_shape
+
 
 @dataclass(kw_only=True)
 class ViTShape:
@@ -25,11 +27,7 @@ class ViTShape:
     def __post_init__(self) -> None:
         if len(self.patch_size) != 2 or min(self.patch_size) < 1:
             raise ValueError(f"patch_size must be [height, width], each 1 or more, got {self.patch_size}")
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width must be a multiple of heads ({self.heads}) and of 4, got {self.width}")
+        check_attention_shape(self, ("width", "depth", "heads"), has_sines=True)
 
     @property
     def patch_channels(self) -> int:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.layers.attention import ReadingBlock
+from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.positions import sinusoidal_positions
 from visual_tokenizer.layers.transformer import Transformer, learned_positions
 from visual_tokenizer.losses._taught import Taught, TaughtConfig
@@ -53,11 +54,7 @@ class EmbeddingReconstructionConfig(TaughtConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("code_dim", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width must be a multiple of heads ({self.heads}) and of 4, got {self.width}")
+        check_attention_shape(self, ("code_dim", "width", "depth", "heads"), has_sines=True)
         if self.level is not None:
             raise ValueError(f"level must be null, the embedding of the whole picture, got {self.level}")
         if not self.cosine_weight >= 0:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.code_reader import CodeReader
 from visual_tokenizer.losses._taught import Taught, TaughtConfig, resized_map
 from visual_tokenizer.outputs import TokenizerOutput
@@ -48,11 +49,7 @@ class FeatureReconstructionConfig(TaughtConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("code_dim", "num_latents", "grid_size", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
+        check_attention_shape(self, ("code_dim", "num_latents", "grid_size", "width", "depth", "heads"))
         if self.level is None:
             raise ValueError("level must be a level of the teacher, for each place is read; got null")
 

@@ -39,6 +39,17 @@ def test_channels_are_the_branches_in_order():
         torch.testing.assert_close(latents[..., 3 * number : 3 * number + 3], projection(branch(pixels)))
 
 
+def test_branches_may_give_different_channels():
+    encoder = EncoderConfig.family.build({**section(PATCH, PATCH), "branch_dims": [4, 1]}, image_size=16)
+    pixels = torch.rand(1, 3, 16, 16) * 2 - 1
+    latents = encoder(pixels)
+    assert encoder.width == latents.shape[2] == 5
+    torch.testing.assert_close(latents[..., 4:], encoder.projections[1](encoder.branches[1](pixels)))
+    for dims in ([4], [4, 0], []):
+        with pytest.raises(ValueError, match="branch_dims must be 2 numbers of 1 or more, or null"):
+            EncoderConfig.family.build({**section(PATCH, PATCH), "branch_dims": dims}, image_size=16)
+
+
 def test_each_branch_has_indices_of_its_own():
     """Another second branch changes the second index of every token and never the first."""
     model = tokenizer()
