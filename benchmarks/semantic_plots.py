@@ -15,7 +15,7 @@ MARKERS = "osD^v<>PX*p"
 PANELS: Mapping[str, str] = {
     "knn_accuracy_codes": "kNN accuracy on codes",
     "knn_accuracy_tokens": "kNN accuracy on bags of tokens",
-    "text_to_image_r5_codes": "text → image R@5",
+    "mean_recall_codes": "mean recall on codes",
 }
 
 

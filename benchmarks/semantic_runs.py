@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from benchmarks.training_runs import EVALUATION_BATCH, Run, build_run
@@ -15,6 +16,9 @@ from visual_tokenizer.outputs import ABSENT
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.semantic_evaluation import MeasuredPictures, measure_semantics
 from visual_tokenizer.semantic_recipe import SemanticSection
+from visual_tokenizer.semantics._pictures import SemanticData
+from visual_tokenizer.semantics.knn import KNNConfig, nearest_classes
+from visual_tokenizer.semantics.text_retrieval import TextRetrievalConfig, recalled
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tokenizer"
 
@@ -64,8 +68,26 @@ class SemanticRun(Run):
             **super().measured(final, accelerator),
             "semantic": report.values,
             "semantic_protocol": report.protocol,
+            "outcomes": outcomes(report.data),
             "tokens_per_picture": int((heldout != ABSENT).sum()) / len(heldout),
         }
+
+
+def outcomes(data: SemanticData) -> dict[str, list[float]]:
+    """Return what became of each held-out picture by the mean of its codes, so that methods compare picture by picture.
+
+    `kNN` is 1 where the class was right, and `recall` the mean over ranks and directions of what was found.
+    """
+    classed = data.having(["labels"])
+    wanted, owned = classed.class_numbers(classed.heldout), classed.class_numbers(classed.train)
+    found = nearest_classes(classed.views["codes"], owned, len(classed.classes), KNNConfig().neighbours)
+    captioned = data.having(["captions"])
+    ranks = TextRetrievalConfig().ranks
+    hits = recalled(captioned.views["codes"], captioned, ranks)
+    return {
+        "kNN": (found == wanted).double().tolist(),
+        "recall": torch.cat(list(hits.values()), dim=1).mean(1).tolist(),
+    }
 
 
 class FirstStage(Run):

@@ -12,8 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from visual_tokenizer.retrieval import topk_caption_accuracy
-from visual_tokenizer.semantics._pictures import SemanticData
+from visual_tokenizer.semantics._pictures import SemanticData, View
 from visual_tokenizer.semantics._ridge import fit_ridge
 from visual_tokenizer.semantics.base import SemanticMeasure, SemanticMeasureConfig
 
@@ -31,7 +34,8 @@ class TextRetrievalConfig(SemanticMeasureConfig):
 
 
 class TextRetrieval(SemanticMeasure):
-    """Recall at k among held-out pictures and captions, as `text_to_image_r…` and `image_to_text_r…`.
+    """Recall at k among held-out pictures and captions, as `text_to_image_r…` and `image_to_text_r…`, and the mean of
+    all these as `mean_recall`.
 
     A ridge map from each view (codes and teacher standardised) to the captions' embeddings is fitted on the training
     pictures, its penalty chosen by leaving one out. Cosines are taken after the training captions' mean is subtracted
@@ -44,23 +48,37 @@ class TextRetrieval(SemanticMeasure):
 
     def measure(self, data: SemanticData) -> dict[str, float]:
         """Return the recalls of each view, and of a random order as chance."""
-        captions, texts = list(data.heldout.captions), data.heldout.texts.double()
-        values: dict[str, float] = {}
-        for k in self.config.ranks:
-            share = chance_of_recall(captions, k)
+        captions, ranks = list(data.heldout.captions), self.config.ranks
+        shares = [chance_of_recall(captions, k) for k in ranks]
+        values = {"mean_recall_chance": sum(shares) / len(shares)}
+        for k, share in zip(ranks, shares, strict=True):
             values |= {f"text_to_image_r{k}_chance": share, f"image_to_text_r{k}_chance": share}
         for name, view in data.views.items():
-            view = view.standardised()
-            ridge = fit_ridge(view.train, data.train.texts.double())
-            pictures, sentences = ridge(view.heldout) - ridge.target_mean, texts - ridge.target_mean
-            for direction, queries, bank in (
-                ("text_to_image", sentences, pictures),
-                ("image_to_text", pictures, sentences),
-            ):
-                ranks = topk_caption_accuracy(queries, captions, bank, captions, k=1).ranks
-                for k in self.config.ranks:
-                    values[f"{direction}_r{k}_{name}"] = (ranks <= k).double().mean().item()
+            found = recalled(view, data, ranks)
+            for direction, hits in found.items():
+                for k, share in zip(ranks, hits.mean(0).tolist(), strict=True):
+                    values[f"{direction}_r{k}_{name}"] = share
+            values[f"mean_recall_{name}"] = torch.stack(list(found.values())).mean().item()
         return values
+
+
+def recalled(view: View, data: SemanticData, ranks: Sequence[int]) -> dict[str, Tensor]:
+    """Return, for both directions, which held-out pictures or captions are found, (P', len(ranks)) float64 of 0 and 1.
+
+    Args:
+        view: of the pictures of `data`, which all have captions.
+        data: the pictures.
+        ranks: numbers k of recall at k.
+    """
+    view, captions = view.standardised(), list(data.heldout.captions)
+    ridge = fit_ridge(view.train, data.train.texts.double())
+    pictures, sentences = ridge(view.heldout) - ridge.target_mean, data.heldout.texts.double() - ridge.target_mean
+    limits = torch.tensor(ranks)
+    found = {}
+    for direction, queries, bank in (("text_to_image", sentences, pictures), ("image_to_text", pictures, sentences)):
+        places = topk_caption_accuracy(queries, captions, bank, captions, k=1).ranks
+        found[direction] = (places.cpu()[:, None] <= limits).double()
+    return found
 
 
 def chance_of_recall(captions: Sequence[str], k: int) -> float:

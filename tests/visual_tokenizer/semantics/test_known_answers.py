@@ -62,6 +62,11 @@ def test_captions_that_are_in_the_codes_are_found(meaningful: SemanticData, shuf
     values = measure("text_retrieval", meaningful)
     assert values["text_to_image_r1_codes"] == values["image_to_text_r1_codes"] == 1
     assert values["text_to_image_r5_chance"] == pytest.approx(5 / 90)
+    recalls = [
+        values[f"{direction}_r{k}_codes"] for direction in ("text_to_image", "image_to_text") for k in (1, 5, 10)
+    ]
+    assert values["mean_recall_codes"] == pytest.approx(sum(recalls) / 6)
+    assert values["mean_recall_chance"] == pytest.approx((1 + 5 + 10) / 90 / 3)
     guessed = measure("text_retrieval", shuffle(meaningful))
     for direction in ("text_to_image", "image_to_text"):
         assert guessed[f"{direction}_r5_codes"] < 5 / 90 + 3 * (5 / 90 * 85 / 90 / 90) ** 0.5
