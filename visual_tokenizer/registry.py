@@ -197,17 +197,19 @@ def _with_first_cause(error: BaseException) -> str:
 
 
 def _refuse_unknown_keys(cls: Any, value: Any, where: str) -> None:
-    """Walk `value` beside the annotations of `cls` and raise on the first key that no field has."""
+    """Walk `value` beside the annotations of `cls`; raise on the first key that no field has, or section that is none."""
     origin = typing.get_origin(cls)
     if origin is not None:  # Optional[X], list[X], dict[str, X]
         inner = [a for a in typing.get_args(cls) if a is not type(None)]
         if origin is list and isinstance(value, list):
             for position, item in enumerate(value):
                 _refuse_unknown_keys(inner[0], item, f"{where}[{position}]")
-        elif origin is not dict and len(inner) == 1:
+        elif origin is not dict and len(inner) == 1 and value is not None:
             _refuse_unknown_keys(inner[0], value, where)
         return
     if not (isinstance(cls, type) and isinstance(value, Mapping)):
+        if isinstance(cls, type) and dataclasses.is_dataclass(cls) and not isinstance(value, cls):
+            raise ConfigError(f"{where} must be a section of fields, got {value!r}")
         return
     if issubclass(cls, PartConfig) and "family" in vars(cls):
         known = cls.family.names()

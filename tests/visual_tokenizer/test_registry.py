@@ -18,6 +18,8 @@ def test_unknown_part_names_what_there_is():
         ({"update": {"type": "emma"}}, r"vq\.update\.type must be one of .*ema, .*gradient, got 'emma'"),
         ({"update": {"decay": 0.5}}, r"vq\.update\.type must be one of"),
         ({"update": {"type": "ema", "decay": 2}}, r"decay must be in \[0, 1\), got 2"),
+        ({"update": "ema"}, r"vq\.update must be a section of fields, got 'ema'"),
+        ({"update": None}, r"vq\.update must be a section of fields, got None"),
         ({"codebook_size": "many"}, r"codebook_size"),
         ({"codebook_size": 1}, r"codebook_size must be 2 or more, got 1"),
     ],
