@@ -197,7 +197,7 @@ def _with_first_cause(error: BaseException) -> str:
 
 
 def _refuse_unknown_keys(cls: Any, value: Any, where: str) -> None:
-    """Walk `value` beside the annotations of `cls`; raise on the first key that no field has, or section that is none."""
+    """Walk `value` beside the annotations of `cls`; raise on a key that no field has and on a section that is none."""
     origin = typing.get_origin(cls)
     if origin is not None:  # Optional[X], list[X], dict[str, X]
         inner = [a for a in typing.get_args(cls) if a is not type(None)]
