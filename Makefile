@@ -41,7 +41,7 @@ demo: setup  ## Train a tokenizer and a language model on emoji, generate pictur
 	$(BIN)/mmlm generate --model $(RUN)/lm/final --prompts-file recipes/lm/demo_prompts.txt --out $(RUN)/generated.png
 	@echo "See $(RUN)/tokenizer/final/samples.png, $(RUN)/evaluation/evaluation.png and $(RUN)/generated.png"
 
-test: setup  ## Run the fast tests (15 minutes on 2 CPU cores).
+test: setup  ## Run the fast tests on all cores (10 minutes on 2).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-all: setup  ## Run every test, the slow ones too.
