@@ -19,14 +19,12 @@ import yaml
 from accelerate import Accelerator
 
 from visual_tokenizer import VisualTokenizer
-from visual_tokenizer.callbacks import DivergedError
 from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.errors import DivergedError, exit_on_user_error
 from visual_tokenizer.evaluation import bits_per_picture, evaluate_reconstruction
 from visual_tokenizer.metrics.codebook_usage import CodebookUsage, CodebookUsageConfig
-from visual_tokenizer.processes import Interrupted
 from visual_tokenizer.recipe import provenance, read_recipe, recipe_to_dict
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.train import USER_ERRORS
 from visual_tokenizer.training import TokenizerTrainer
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import TokenizerRecipe
@@ -147,13 +145,10 @@ def compare(
         report: what is printed of all results.
     """
     try:
-        results, diverged = finish_runs(build(), save)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.signum
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        with exit_on_user_error("benchmarks"):
+            results, diverged = finish_runs(build(), save)
+    except SystemExit as end:
+        return int(end.code or 0)
     if results:
         print("\n" + report(results))
     for name in diverged:

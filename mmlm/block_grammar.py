@@ -11,7 +11,8 @@ import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mmlm.layouts.base import Grid, GridError, Layout, MalformedSequenceError
+from mmlm.layouts.base import Grid, Layout, MalformedSequenceError
+from visual_tokenizer.errors import UserError
 
 
 class Place(NamedTuple):
@@ -31,12 +32,12 @@ class BlockGrammar:
         grids: the token grids that a picture may have, each once.
 
     Raises:
-        GridError: no grid, or one that the layout has no block for.
+        UserError: no grid, or one that the layout has no block for.
     """
 
     def __init__(self, layout: Layout, grids: Sequence[Sequence[int]]) -> None:
         if not grids:
-            raise GridError("grids must hold one token grid or more, got none")
+            raise UserError("grids must hold one token grid or more, got none")
         self.layout = layout
         self.grids: list[Grid] = [tuple(grid) for grid in grids]
         self.templates: list[list[int]] = [layout.template(grid).tolist() for grid in self.grids]

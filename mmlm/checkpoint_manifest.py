@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from visual_tokenizer.checkpoints import sync_folder
+from visual_tokenizer.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
 UNLISTED = (MANIFEST_NAME, "latest")
@@ -25,7 +26,7 @@ UNLISTED = (MANIFEST_NAME, "latest")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-class IncompleteCheckpointError(ValueError):
+class IncompleteCheckpointError(UserError):
     """A checkpoint lacks its manifest, or a file of it."""
 
 

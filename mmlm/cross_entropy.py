@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from visual_tokenizer.errors import UserError
+
 IGNORED_LABEL = -100
 """Label of a token that is not trained."""
 LOGITS_AT_A_TIME = 2**27
@@ -67,15 +69,15 @@ def linear_cross_entropy(
     wanted |= {} if weights is None else {"weights": (weights, (tokens,))}
     for name, (tensor, shape) in wanted.items():
         if tensor.shape != shape:
-            raise ValueError(f"{name} must be {shape} with weight {(rows, width)}, got {tuple(tensor.shape)}")
+            raise UserError(f"{name} must be {shape} with weight {(rows, width)}, got {tuple(tensor.shape)}")
     if z_loss < 0:
-        raise ValueError(f"z_loss must be 0 or more, got {z_loss}")
+        raise UserError(f"z_loss must be 0 or more, got {z_loss}")
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     if not torch.is_autocast_enabled(kind) and weight.dtype != hidden.dtype:
-        raise ValueError(f"hidden and weight must have one dtype, got {hidden.dtype} and {weight.dtype}")
+        raise UserError(f"hidden and weight must have one dtype, got {hidden.dtype} and {weight.dtype}")
     if dtype == torch.float16:
-        raise ValueError("float16 gradients need loss scaling before the head: use bfloat16 or float32")
+        raise UserError("float16 gradients need loss scaling before the head: use bfloat16 or float32")
     trained = labels != ignore_index
     factors = trained.float() if weights is None else weights.detach().float() * trained
     with torch.autocast(kind, enabled=False):

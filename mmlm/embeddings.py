@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from visual_tokenizer.errors import UserError
+
 CHUNK_ROWS = 8192
 MEAN_NOISE = 0.01
 MIXED_ROWS = 64
 MIXTURE_ELEMENTS = 2**24
-
-
-class EmbeddingError(ValueError):
-    """The model's embedding table or head cannot be resized."""
 
 
 @dataclass
@@ -148,19 +146,19 @@ def output_head(model: PreTrainedModel) -> Any:
 
 
 def check_resizable(model: PreTrainedModel) -> None:
-    """Raise `EmbeddingError` unless table and head are float tensors in memory with equally many rows."""
+    """Raise `UserError` unless table and head are float tensors in memory with equally many rows."""
     table = embedding_table(model)
     head = output_head(model)
     if table is None or head is None:
-        raise EmbeddingError(f"{type(model).__name__} has no input embedding or no output head: give a causal LM")
+        raise UserError(f"{type(model).__name__} has no input embedding or no output head: give a causal LM")
     for name, module in (("input embedding", table), ("head", head)):
         weight = module.weight
         if weight.is_meta or weight.numel() == 0:
-            raise EmbeddingError(f"the {name} is not in memory (meta device or ZeRO-3): merge before distributing")
+            raise UserError(f"the {name} is not in memory (meta device or ZeRO-3): merge before distributing")
         if not weight.is_floating_point():
-            raise EmbeddingError(f"the {name} is quantized ({weight.dtype}): merge a float model, then quantize it")
+            raise UserError(f"the {name} is quantized ({weight.dtype}): merge a float model, then quantize it")
     if table.weight.shape[0] != head.weight.shape[0]:
-        raise EmbeddingError(
+        raise UserError(
             f"the input embedding has {table.weight.shape[0]} rows, the head {head.weight.shape[0]}: they must be equal"
         )
 

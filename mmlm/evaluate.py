@@ -20,6 +20,7 @@ from mmlm.merged_model import load_merged
 from mmlm.picture_bank import NETWORK, Accuracy
 from mmlm.subject import Subject
 from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.recipe import provenance
 from visual_tokenizer.registry import ConfigError
 
@@ -65,10 +66,10 @@ class EvaluationRecipe:
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
         for name in ("num_prompts", "max_pictures", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not measure_configs(self.measures):
             raise ConfigError(f"measures must hold one of {', '.join(MeasureConfig.family.names())} or more, got none")
 
@@ -121,8 +122,8 @@ def evaluate(
 
     Raises:
         DataSourceError: no pictures with captions.
-        MergedModelError: no merged model.
-        GenerationError: a wrong setting.
+        MissingFileError: no merged model.
+        UserError: a wrong setting.
         ConfigError: no such measure, or a wrong field of one.
         MissingWeightsError: a network that a measure looks through is not on this machine.
     """

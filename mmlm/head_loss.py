@@ -13,15 +13,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from mmlm.cross_entropy import TokenLosses, linear_cross_entropy, logits_cross_entropy
+from visual_tokenizer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 ISOLATION_TOLERANCE = 0.02
 """Largest difference, as a share of the largest value, that rounding may make between a document alone and packed."""
-
-
-class PackingError(ValueError):
-    """The model cannot keep packed documents apart."""
 
 
 class HeadLoss:
@@ -60,7 +57,7 @@ class HeadLoss:
             weights: (B, L).
 
         Raises:
-            PackingError: documents are packed and the model cannot keep them apart.
+            UserError: documents are packed and the model cannot keep them apart.
         """
         is_packed = "position_ids" in inputs
         if is_packed and not self._isolates:
@@ -123,7 +120,7 @@ class HeadLoss:
         """Try the model on small packed documents.
 
         Raises:
-            PackingError: a document's hidden states depend on another's, or on its place in the row.
+            UserError: a document's hidden states depend on another's, or on its place in the row.
         """
         first, other, last = torch.arange(9, device=device).view(3, 3)
         ids = torch.stack([torch.cat(pair) for pair in ((first, last), (other, last), (last, first))])
@@ -140,7 +137,7 @@ class HeadLoss:
             with _undisturbed(model):
                 output = model(input_ids=ids, position_ids=positions, use_cache=False)
         except TypeError as error:
-            raise PackingError(f"{type(self.model).__name__} takes no position_ids: set data.packing: false") from error
+            raise UserError(f"{type(self.model).__name__} takes no position_ids: set data.packing: false") from error
         finally:
             if hook is not None:
                 hook.remove()
@@ -148,7 +145,7 @@ class HeadLoss:
         alone = hidden[2, :3]
         difference = max(float((hidden[row, 3:] - alone).abs().max()) for row in (0, 1))
         if not difference <= ISOLATION_TOLERANCE * float(alone.abs().max()):
-            raise PackingError(
+            raise UserError(
                 f"{type(self.model).__name__} with attention "
                 f"{getattr(self.model.config, '_attn_implementation', 'of its own')!r} does not keep packed documents "
                 f"apart (a difference of {difference:.3g}): set data.packing: false"

@@ -6,7 +6,8 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from mmlm.generation.best_of import ImageTextSimilarity
-from visual_tokenizer.backbones.base import MissingWeightsError, WeightsMismatchError
+from visual_tokenizer.backbones.base import MissingWeightsError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.locations import require_folder
 
 
@@ -22,7 +23,7 @@ def load_image_text_model(name: str, device: torch.device | str = "cpu") -> Imag
         FileNotFoundError: a path where nothing is.
         MissingWeightsError: neither this machine nor the hub has the model or its processor; the message says what to
             download.
-        WeightsMismatchError: it is a model of another kind, or its checkpoint lacks weights.
+        UserError: it is a model of another kind, or its checkpoint lacks weights.
     """
     require_folder(name, "a transformers model of pictures and texts")
     try:
@@ -40,9 +41,9 @@ def load_image_text_model(name: str, device: torch.device | str = "cpu") -> Imag
             "FOLDER`, or google/siglip-base-patch16-224)"
         ) from error
     if processor is None:
-        raise WeightsMismatchError(
+        raise UserError(
             f"weights must name a model of pictures and texts (CLIP, SigLIP), '{name}' is {type(model).__name__}"
         )
     if lacking := sorted(map(str, info["missing_keys"])):
-        raise WeightsMismatchError(f"weights: the checkpoint of '{name}' lacks {', '.join(lacking[:3])}")
+        raise UserError(f"weights: the checkpoint of '{name}' lacks {', '.join(lacking[:3])}")
     return ImageTextSimilarity(model.requires_grad_(False).to(device), processor)

@@ -16,6 +16,7 @@ from mmlm.data.pairs import IMAGE, KINDS, STRUCTURE, TEXT
 from mmlm.generation.loop import evaluation_mode
 from mmlm.head_loss import HeadLoss
 from mmlm.layouts.base import Layout
+from visual_tokenizer.errors import UserError
 
 
 class KindLoss(NamedTuple):
@@ -114,7 +115,7 @@ def continuation_log_likelihoods(
         ValueError: an empty beginning or continuation.
     """
     if len(beginning) < 1 or min(map(len, continuations), default=1) < 1:
-        raise ValueError("beginning and continuations must have 1 token or more")
+        raise UserError("beginning and continuations must have 1 token or more")
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     if len(beginning) > 1:
         model(input_ids=beginning[None, :-1].to(model.device), past_key_values=cache, use_cache=True)

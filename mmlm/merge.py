@@ -28,11 +28,8 @@ from mmlm.processing import MultimodalProcessor
 from mmlm.text_tokenizer import token_id_of
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import closest
-
-
-class VocabularyMergeError(ValueError):
-    """The vocabularies cannot be merged."""
 
 
 @dataclass
@@ -80,10 +77,10 @@ def merge_vocabulary(
             image_size.
 
     Raises:
-        VocabularyMergeError: unknown `embedding_init`, a slow tokenizer, a tokenizer that was merged before.
-        EmbeddingError: quantized or absent embeddings.
+        UserError: unknown `embedding_init`, a slow tokenizer, a tokenizer that was merged before.
+        UserError: quantized or absent embeddings.
         ConfigError: an unknown field of the layout. UnknownPartError: an unknown layout.
-        GridError: pictures of different numbers of tokens in a layout that writes no size.
+        UserError: pictures of different numbers of tokens in a layout that writes no size.
     """
     _check_arguments(text_tokenizer, embedding_init, pad_to_multiple_of, head_spread)
     check_resizable(language_model)
@@ -133,19 +130,19 @@ def _check_arguments(
 ) -> None:
     if embedding_init not in INITIALIZERS:
         known = sorted(INITIALIZERS)
-        raise VocabularyMergeError(
+        raise UserError(
             f"embedding_init must be one of {', '.join(known)}, got {embedding_init!r}.{closest(embedding_init, known)}"
         )
     if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
-        raise VocabularyMergeError(f"pad_to_multiple_of must be 1 or more, or None, got {pad_to_multiple_of}")
+        raise UserError(f"pad_to_multiple_of must be 1 or more, or None, got {pad_to_multiple_of}")
     if not 0 < head_spread <= 1:
-        raise VocabularyMergeError(f"head_spread must be in (0, 1], got {head_spread}")
+        raise UserError(f"head_spread must be in (0, 1], got {head_spread}")
     if not tokenizer.is_fast:
-        raise VocabularyMergeError(
+        raise UserError(
             f"{type(tokenizer).__name__} has no fast backend: user text could not be kept from being tokens"
         )
     if tokenizer.eos_token_id is None:
-        raise VocabularyMergeError("the text tokenizer has no eos_token: set one, every sequence ends with it")
+        raise UserError("the text tokenizer has no eos_token: set one, every sequence ends with it")
 
 
 def _plan(
@@ -160,7 +157,7 @@ def _plan(
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     for name in config.structural_tokens():
         if name not in new and name not in special:
-            raise VocabularyMergeError(
+            raise UserError(
                 f"{name!r} is an ordinary token of the text tokenizer: user text could write it. "
                 f"Choose another name for it in the layout '{config.type}'"
             )
@@ -172,7 +169,7 @@ def _plan(
     )
     first = vocabulary.token_names()[0]
     if token_id_of(tokenizer, first) is not None:
-        raise VocabularyMergeError(f"the text tokenizer holds {first} already: it was merged before; strip it first")
+        raise UserError(f"the text tokenizer holds {first} already: it was merged before; strip it first")
     fillers = [f"<|reserved_{token_id:05d}|>" for token_id in range(text_length, base)]
     multiple = multiple or 1
     return _Plan(fillers, new, vocabulary, math.ceil(vocabulary.stop / multiple) * multiple)
@@ -185,7 +182,7 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, plan: _Plan) -> None:
     got = (token_id_of(tokenizer, names[0]), token_id_of(tokenizer, names[-1]))
     wanted = (plan.vocabulary.stop - len(names), plan.vocabulary.stop - 1)
     if got != wanted:
-        raise VocabularyMergeError(f"the text tokenizer gave its new tokens the ids {got}, expected {wanted}")
+        raise UserError(f"the text tokenizer gave its new tokens the ids {got}, expected {wanted}")
 
 
 @torch.no_grad()

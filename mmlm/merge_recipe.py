@@ -13,10 +13,11 @@ from mmlm.backbones.base import BackboneConfig
 from mmlm.embeddings import INITIALIZERS
 from mmlm.layouts.base import LayoutConfig
 from mmlm.merge import merge_vocabulary
-from mmlm.merged_model import MergedModelError, check_free, write_folder
+from mmlm.merged_model import check_free, write_folder
 from mmlm.processing import MultimodalProcessor
 from mmlm.published import published_backbone
 from visual_tokenizer import VisualTokenizer
+from visual_tokenizer.errors import MissingFileError, UserError
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 from visual_tokenizer.recipe import save_recipe
 
@@ -50,18 +51,18 @@ class MergeRecipe:
     def __post_init__(self) -> None:
         if self.embedding_init not in INITIALIZERS:
             known = ", ".join(sorted(INITIALIZERS))
-            raise ValueError(f"embedding_init must be one of {known}, got {self.embedding_init!r}")
+            raise UserError(f"embedding_init must be one of {known}, got {self.embedding_init!r}")
         if self.pad_to_multiple_of < 1:
-            raise ValueError(f"pad_to_multiple_of must be 1 or more, got {self.pad_to_multiple_of}")
+            raise UserError(f"pad_to_multiple_of must be 1 or more, got {self.pad_to_multiple_of}")
 
 
 def merge_by_recipe(recipe: MergeRecipe) -> Path:
     """Load both models, merge them, and write the folder, complete or not at all.
 
     Raises:
-        MergedModelError: the visual tokenizer is not there, or `output_dir` holds something.
-        LanguageModelNotFoundError: the language model is not there.
-        VocabularyMergeError, EmbeddingError: the two cannot be merged.
+        MissingFileError: the visual tokenizer is not there, or `output_dir` holds something.
+        MissingFileError: the language model is not there.
+        UserError, UserError: the two cannot be merged.
     """
     check_free(recipe.output_dir)  # before the work, not after it
     if recipe.visual_tokenizer is None:
@@ -70,7 +71,7 @@ def merge_by_recipe(recipe: MergeRecipe) -> Path:
     try:
         codec = VisualTokenizer.from_pretrained(recipe.visual_tokenizer)
     except (OSError, HFValidationError) as error:
-        raise MergedModelError(f"no visual tokenizer at '{recipe.visual_tokenizer}': {error}") from error
+        raise MissingFileError(f"no visual tokenizer at '{recipe.visual_tokenizer}': {error}") from error
     has_own = Path(recipe.visual_tokenizer, "preprocessor_config.json").is_file()
     language_model, text_tokenizer = BackboneConfig.family.build(recipe.language_model).load()
     model, processor = merge_vocabulary(

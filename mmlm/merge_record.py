@@ -12,20 +12,9 @@ from transformers import PreTrainedModel
 from mmlm.embeddings import embedding_table, output_head
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer
+from visual_tokenizer.errors import UserError
 
 VOLATILE_CONFIG_KEYS = ("_name_or_path", "architectures", "dtype", "transformers_version", "torch_dtype")
-
-
-class TokenizerMismatchError(ValueError):
-    """The visual tokenizer is not the one with which the vocabulary was merged."""
-
-
-class ModelMismatchError(ValueError):
-    """The language model's table or head does not have the rows of the processor's vocabulary."""
-
-
-class MissingCodecError(RuntimeError):
-    """The processor was loaded without the visual tokenizer that the call needs."""
 
 
 @dataclass
@@ -63,7 +52,7 @@ def tokenizer_hash(codec: VisualTokenizer) -> str:
 
 
 def check_rows(model: PreTrainedModel, rows: int, exact: bool) -> None:
-    """Raise `ModelMismatchError` unless table, head and config have `rows` rows, or more if not `exact`."""
+    """Raise `UserError` unless table, head and config have `rows` rows, or more if not `exact`."""
     sizes = {
         "input embedding": embedding_table(model).weight.shape[0],
         "head": output_head(model).weight.shape[0],
@@ -71,7 +60,7 @@ def check_rows(model: PreTrainedModel, rows: int, exact: bool) -> None:
     }
     for name, found in sizes.items():
         if found < rows or (exact and found != rows):
-            raise ModelMismatchError(
+            raise UserError(
                 f"the model's {name} has {found} rows, the processor's vocabulary needs "
                 f"{'' if exact else 'at least '}{rows}: load model and processor from the same folder"
             )
@@ -81,17 +70,17 @@ def check_codec(codec: VisualTokenizer, vocabulary: VisualVocabulary, expected_h
     """Return the hash of `codec`.
 
     Raises:
-        TokenizerMismatchError: other codebooks than the vocabulary's, or another hash than `expected_hash`.
+        UserError: other codebooks than the vocabulary's, or another hash than `expected_hash`.
     """
     ours, theirs = vocabulary, (codec.codebook_size, codec.num_codebooks)
     if theirs != (ours.codebook_size, ours.num_codebooks):
-        raise TokenizerMismatchError(
+        raise UserError(
             f"the vocabulary has {ours.num_codebooks} codebook(s) of {ours.codebook_size} codes, "
             f"the visual tokenizer {theirs[1]} of {theirs[0]}: use that of the merge"
         )
     found = tokenizer_hash(codec)
     if expected_hash is not None and found != expected_hash:
-        raise TokenizerMismatchError(
+        raise UserError(
             f"the visual tokenizer has the hash {found}, that of the merge {expected_hash}: "
             "its indices mean other pictures to the language model. Put back the tokenizer of the merge, "
             "in its own dtype, or strip the vocabulary and merge and train again"

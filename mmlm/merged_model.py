@@ -14,14 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mmlm.processing import MultimodalProcessor
-
-
-class MergedModelError(FileNotFoundError):
-    """A folder holds no merged model, or may not be written to."""
-
-
-class DeviceError(ValueError):
-    """A device that this machine does not have."""
+from visual_tokenizer.errors import MissingFileError, UserError
 
 
 def _device(name: str | torch.device | None) -> torch.device:
@@ -31,7 +24,7 @@ def _device(name: str | torch.device | None) -> torch.device:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from error
     return torch.device(name)
 
 
@@ -48,16 +41,16 @@ def load_merged(
         dtype: of the language model; "auto": as it was saved.
 
     Raises:
-        MergedModelError: nothing that can be loaded is there.
-        DeviceError: no such device.
-        ModelMismatchError: model and processor do not belong together.
+        MissingFileError: nothing that can be loaded is there.
+        UserError: no such device.
+        UserError: model and processor do not belong together.
     """
     device = _device(device)
     try:
         processor = MultimodalProcessor.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
     except (OSError, HFValidationError) as error:
-        raise MergedModelError(f"no merged model at '{path}': {' '.join(str(error).split())}") from error
+        raise MissingFileError(f"no merged model at '{path}': {' '.join(str(error).split())}") from error
     processor.check_model(model)
     if processor.codec is not None:
         nn.Module.to(processor.codec, device)
@@ -67,17 +60,17 @@ def load_merged(
 
 
 def check_free(folder: str | os.PathLike[str]) -> None:
-    """Raise `MergedModelError` if `folder` exists and is not an empty folder."""
+    """Raise `MissingFileError` if `folder` exists and is not an empty folder."""
     path = Path(folder)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise MergedModelError(f"'{folder}' exists and is not empty: choose another folder, or remove it first")
+        raise MissingFileError(f"'{folder}' exists and is not empty: choose another folder, or remove it first")
 
 
 def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
     """Let `write` fill a new folder beside `folder`, then rename it: it appears complete or not at all.
 
     Raises:
-        MergedModelError: `folder` exists and is not empty.
+        MissingFileError: `folder` exists and is not empty.
     """
     target = Path(folder)
     check_free(target)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from mmlm.documents.base import DocumentSourceConfig
+from visual_tokenizer.errors import UserError
 
 SHARDS, ON_THE_FLY = "shards", "on_the_fly"
 TOKENIZATIONS = (SHARDS, ON_THE_FLY)
@@ -34,15 +35,15 @@ class DocumentLimits:
     def __post_init__(self) -> None:
         for name, least in (("min_characters", 0), ("min_pictures", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be {least} or more, got {getattr(self, name)}")
         for name, least in (("max_characters", 1), ("max_pictures", 0), ("max_text_tokens", 1), ("max_tokens", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"{name} must be {least} or more, or null, got {value}")
+                raise UserError(f"{name} must be {least} or more, or null, got {value}")
         for what in ("characters", "pictures"):
             least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
             if most is not None and most < least:
-                raise ValueError(f"max_{what} must be at least min_{what} = {least}, got {most}")
+                raise UserError(f"max_{what} must be at least min_{what} = {least}, got {most}")
 
 
 @dataclass(kw_only=True)
@@ -63,11 +64,11 @@ class MixtureMember:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
-            raise ValueError(f"weight must be above 0, got {self.weight}")
+            raise UserError(f"weight must be above 0, got {self.weight}")
         if self.tokenization not in TOKENIZATIONS:
-            raise ValueError(f"tokenization must be one of {', '.join(TOKENIZATIONS)}, got {self.tokenization!r}")
+            raise UserError(f"tokenization must be one of {', '.join(TOKENIZATIONS)}, got {self.tokenization!r}")
         if self.name is not None and (PurePath(self.name).name != self.name or self.name.startswith(".")):
-            raise ValueError(f"name must be the name of a folder, without a path or a dot before it, got {self.name!r}")
+            raise UserError(f"name must be the name of a folder, without a path or a dot before it, got {self.name!r}")
 
 
 def member_names(mixture: Sequence[MixtureMember]) -> list[str]:
@@ -86,5 +87,5 @@ def member_names(mixture: Sequence[MixtureMember]) -> list[str]:
         names.append(unnamed if member.name is None else member.name)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"name must differ from member to member, got {twice[0]!r} twice")
+        raise UserError(f"name must differ from member to member, got {twice[0]!r} twice")
     return names

@@ -13,10 +13,7 @@ from torch import Tensor
 
 from mmlm.cross_entropy import IGNORED_LABEL, TokenLosses
 from mmlm.data.pairs import KINDS
-
-
-class DivergedError(FloatingPointError):
-    """The loss is no longer a finite number."""
+from visual_tokenizer.errors import DivergedError
 
 
 def shift_left(values: Tensor, fill: int) -> Tensor:

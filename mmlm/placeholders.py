@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 
-
-class PlaceholderMismatchError(ValueError):
-    """A sample has not as many placeholders as pictures."""
+from visual_tokenizer.errors import UserError
 
 
 def deal_out(text: str | Sequence[str] | None, images: Any, placeholder: str) -> tuple[list[str], list[list[Any]]]:
@@ -24,7 +22,7 @@ def deal_out(text: str | Sequence[str] | None, images: Any, placeholder: str) ->
         placeholder: the text that stands for a picture.
 
     Raises:
-        PlaceholderMismatchError: a sample has more or fewer placeholders than pictures.
+        UserError: a sample has more or fewer placeholders than pictures.
         ValueError: neither text nor pictures.
     """
     if images is None:
@@ -36,21 +34,19 @@ def deal_out(text: str | Sequence[str] | None, images: Any, placeholder: str) ->
         text = [placeholder * (len(item) if nested else 1) for item in images]
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
-        raise ValueError("give text, images or both; got neither")
+        raise UserError("give text, images or both; got neither")
     wanted = [sample.count(placeholder) for sample in texts]
     if nested and len(images) != len(texts):
-        raise PlaceholderMismatchError(f"{len(texts)} samples of text, but {len(images)} lists of images")
+        raise UserError(f"{len(texts)} samples of text, but {len(images)} lists of images")
     if not nested:
         if len(images) != sum(wanted):
             counts = ", ".join(f"sample {number}: {count}" for number, count in enumerate(wanted))
-            raise PlaceholderMismatchError(
-                f"{len(images)} images for {sum(wanted)} {placeholder} placeholders ({counts})"
-            )
+            raise UserError(f"{len(images)} images for {sum(wanted)} {placeholder} placeholders ({counts})")
         rest = iter(images)
         images = [[next(rest) for _ in range(count)] for count in wanted]
     for number, (count, sample) in enumerate(zip(wanted, images, strict=True)):
         if count != len(sample):
-            raise PlaceholderMismatchError(
+            raise UserError(
                 f"sample {number} has {count} {placeholder} placeholder(s), but {len(sample)} image(s): "
                 f"{texts[number]!r}"
             )
@@ -66,12 +62,12 @@ def to_batch(
         ValueError: an unknown option, or sequences of unequal lengths for tensors without padding.
     """
     if return_tensors not in (None, "pt"):
-        raise ValueError(f"return_tensors must be 'pt' or None, got {return_tensors!r}")
+        raise UserError(f"return_tensors must be 'pt' or None, got {return_tensors!r}")
     if padding_side not in ("left", "right"):
-        raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
+        raise UserError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
     lengths = sorted({len(sequence) for sequence in sequences})
     if return_tensors and not padding and len(lengths) > 1:
-        raise ValueError(f"samples of {lengths} tokens make no tensor: pass padding=True")
+        raise UserError(f"samples of {lengths} tokens make no tensor: pass padding=True")
     masks = [torch.ones_like(sequence) for sequence in sequences]
     if padding:
         sequences = list(pad_sequence(sequences, True, float(pad_id), padding_side))

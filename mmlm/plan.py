@@ -40,6 +40,7 @@ from mmlm.lora import add_lora
 from mmlm.model_flops import ModelFlops
 from mmlm.train import load_processor, longest_sequence
 from mmlm.trainer_arguments import per_device_batch_size, total_sequences, total_steps
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
 STRATEGIES = ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3")
@@ -200,7 +201,7 @@ def device_memory(
         ValueError: an unknown strategy.
     """
     if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+        raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
     stage = STRATEGIES.index(strategy)
     item = 4 if recipe.training.mixed_precision == "no" else 2
     stored = BYTES[recipe.training.parameter_dtype]

@@ -16,10 +16,11 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 import mmlm.chameleon_model  # noqa: F401 - AutoModelForCausalLM knows Chameleon from here on
 from mmlm.layouts.base import Layout, LayoutConfig
-from mmlm.merge_record import MergeRecord, MissingCodecError, check_codec, check_rows
+from mmlm.merge_record import MergeRecord, check_codec, check_rows
 from mmlm.placeholders import deal_out, to_batch
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.locations import require_folder
 from visual_tokenizer.token_lengths import own_tokens
 
@@ -44,7 +45,7 @@ class MultimodalProcessor(ProcessorMixin):
         chat_template: as in every processor.
 
     Raises:
-        TokenizerMismatchError: `codec` has another hash than `codec_hash`, or other codebooks than
+        UserError: `codec` has another hash than `codec_hash`, or other codebooks than
             `vocabulary`.
     """
 
@@ -72,7 +73,7 @@ class MultimodalProcessor(ProcessorMixin):
         self.codec_hash = codec_hash
         self.sampling = {**SAMPLING_DEFAULTS, **(sampling or {})}
         if unknown := set(self.sampling) - set(SAMPLING_DEFAULTS):
-            raise ValueError(f"sampling has unknown keys {sorted(unknown)}: valid are {list(SAMPLING_DEFAULTS)}")
+            raise UserError(f"sampling has unknown keys {sorted(unknown)}: valid are {list(SAMPLING_DEFAULTS)}")
         if codec is not None:
             self.attach_codec(codec)
 
@@ -80,14 +81,14 @@ class MultimodalProcessor(ProcessorMixin):
         """Use `codec` as the visual tokenizer, in eval mode.
 
         Raises:
-            TokenizerMismatchError: it is not the one with which the vocabulary was merged.
+            UserError: it is not the one with which the vocabulary was merged.
         """
         self.codec_hash = check_codec(codec, self.vocabulary, self.codec_hash)
         self.codec = codec.eval()
 
     def _codec(self) -> VisualTokenizer:
         if self.codec is None:
-            raise MissingCodecError("this processor has no visual tokenizer: load it with load_codec=True")
+            raise UserError("this processor has no visual tokenizer: load it with load_codec=True")
         return self.codec
 
     @property
@@ -220,7 +221,7 @@ class MultimodalProcessor(ProcessorMixin):
             return_tensors: "pt" for int64 tensors (B, L); None for lists.
 
         Raises:
-            PlaceholderMismatchError: a sample has more or fewer placeholders than pictures.
+            UserError: a sample has more or fewer placeholders than pictures.
             ValueError: neither text nor pictures, a wrong option, or unequal samples for tensors without
                 padding.
         """
@@ -239,7 +240,7 @@ class MultimodalProcessor(ProcessorMixin):
         return to_batch(sequences, pad_id, padding, padding_side, return_tensors)
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Raise `ModelMismatchError` unless the model's table, head and config have the vocabulary's rows."""
+        """Raise `UserError` unless the model's table, head and config have the vocabulary's rows."""
         rows = self.vocabulary.stop if self.merge is None else self.merge.rows
         check_rows(model, rows, exact=self.merge is not None)
 
@@ -266,7 +267,7 @@ class MultimodalProcessor(ProcessorMixin):
         """Write text tokenizer, `processor_config.json` and the folder `visual_tokenizer/`.
 
         Raises:
-            TokenizerMismatchError: the codec's weights changed since the merge, for instance by a cast.
+            UserError: the codec's weights changed since the merge, for instance by a cast.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -296,7 +297,7 @@ class MultimodalProcessor(ProcessorMixin):
 
         Raises:
             FileNotFoundError: a local folder that is not there.
-            TokenizerMismatchError: the visual tokenizer is not the one of the merge.
+            UserError: the visual tokenizer is not the one of the merge.
             ValueError: the folder holds no merged model.
         """
         require_folder(pretrained_model_name_or_path, "a merged model")
@@ -313,7 +314,7 @@ class MultimodalProcessor(ProcessorMixin):
     ) -> list[Any]:
         """Return the image processor, which lives with the codec, and the text tokenizer."""
         if not processor_dict or "layout" not in processor_dict:
-            raise ValueError(
+            raise UserError(
                 f"{pretrained_model_name_or_path} has no processor_config.json with a layout: it is no "
                 "merged model. Make one with merge_vocabulary"
             )

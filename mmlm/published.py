@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mmlm.backbones._published import PublishedBackbone
 from mmlm.backbones.base import BackboneConfig
 from mmlm.processing import MultimodalProcessor
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import UnknownPartError
 
 
@@ -49,13 +50,13 @@ def load_published_lm(
         **fields: of the backbone's config, such as `dtype` and `revision`.
 
     Raises:
-        LanguageModelNotFoundError: nothing there.
+        MissingFileError: nothing there.
         UnknownPartError: no such source.
         ValueError: a module without its text tokenizer.
     """
     if isinstance(weights, nn.Module):
         if text_tokenizer is None:
-            raise ValueError("text_tokenizer must be given where weights is a module")
+            raise UserError("text_tokenizer must be given where weights is a module")
         backbone = published_backbone({"type": source, "path": weights.name_or_path, **fields})
         return backbone.adopt(weights, text_tokenizer, decoder)
     backbone = published_backbone({"type": source, "path": os.fspath(weights), **fields})

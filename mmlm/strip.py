@@ -10,10 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm.embeddings import set_rows
 from mmlm.processing import MultimodalProcessor
-
-
-class NothingToStripError(ValueError):
-    """The processor does not come from a merge."""
+from visual_tokenizer.errors import UserError
 
 
 def strip_vocabulary(
@@ -26,11 +23,11 @@ def strip_vocabulary(
     changed.
 
     Raises:
-        NothingToStripError: the processor has no record of a merge.
-        ModelMismatchError: the model's rows are not the processor's.
+        UserError: the processor has no record of a merge.
+        UserError: the model's rows are not the processor's.
     """
     if processor.merge is None:
-        raise NothingToStripError("the processor has no record of a merge: its vocabulary came with the model")
+        raise UserError("the processor has no record of a merge: its vocabulary came with the model")
     processor.check_model(model)
     set_rows(model, processor.merge.text_rows)
     return model, _without_tokens_from(processor.tokenizer, processor.merge.text_length)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.generation.loop import evaluation_mode
+from visual_tokenizer.errors import UserError
 
 LOGIT_ROWS = 256
 """Tokens whose logits are normalized in float32 at one time."""
@@ -53,11 +54,11 @@ def windows(tokens: int, length: int, stride: int) -> list[tuple[int, int, int]]
         ValueError: a number out of its range.
     """
     if tokens < 2:
-        raise ValueError(f"a text must have 2 tokens or more for one to be predicted, got {tokens}")
+        raise UserError(f"a text must have 2 tokens or more for one to be predicted, got {tokens}")
     if length < 2:
-        raise ValueError(f"length must be 2 or more, got {length}")
+        raise UserError(f"length must be 2 or more, got {length}")
     if not 1 <= stride < length:
-        raise ValueError(f"stride must be in 1 … length - 1 = {length - 1}, got {stride}")
+        raise UserError(f"stride must be in 1 … length - 1 = {length - 1}, got {stride}")
     found, first = [], 1
     for start in range(0, tokens, stride):
         stop = min(start + length, tokens)
@@ -84,7 +85,7 @@ def text_losses(model: Any, ids: Sequence[int], length: int, stride: int, exclud
     """
     text = torch.as_tensor(ids, dtype=torch.int64)
     if excluded is not None and len(excluded) and bool(torch.isin(text, excluded).any()):
-        raise ValueError("the text holds ids that are to be excluded from the softmax")
+        raise UserError("the text holds ids that are to be excluded from the softmax")
     total = total_of_words = 0.0
     with evaluation_mode(model):
         for start, stop, first in windows(len(text), length, stride):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from visual_tokenizer.errors import UserError
+
 BYTE_PIECES = 256
 CONTROL_PIECES = 4
 
@@ -46,10 +48,10 @@ def train_text_tokenizer(captions: Iterable[str], vocab_size: int, folder: str |
     import sentencepiece
 
     if vocab_size <= BYTE_PIECES + CONTROL_PIECES:
-        raise ValueError(f"vocab_size must be more than {BYTE_PIECES + CONTROL_PIECES}, got {vocab_size}")
+        raise UserError(f"vocab_size must be more than {BYTE_PIECES + CONTROL_PIECES}, got {vocab_size}")
     texts = [caption for caption in captions if caption.strip()]
     if not texts:
-        raise ValueError("captions must hold at least one text that is not blank")
+        raise UserError("captions must hold at least one text that is not blank")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -71,7 +73,7 @@ def train_text_tokenizer(captions: Iterable[str], vocab_size: int, folder: str |
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"vocab_size={vocab_size} does not suit these {len(texts)} captions: {error}") from error
+        raise UserError(f"vocab_size={vocab_size} does not suit these {len(texts)} captions: {error}") from error
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "tokenizer.model").write_bytes(model.getvalue())
         tokenizer = LlamaTokenizer.from_pretrained(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,8 @@ from mmlm.lora import add_lora, check_quantization, load_quantized, new_rows
 from mmlm.processing import MultimodalProcessor
 from mmlm.trainer_arguments import total_sequences, total_steps, training_arguments
 from mmlm.training import UnifiedTrainer
-from mmlm.user_errors import exit_on_user_error
-from visual_tokenizer.processes import Interrupted
+from visual_tokenizer.errors import Interrupted, program
+from visual_tokenizer.processes import leave_process_group
 from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.run_folder import RunLock
@@ -152,7 +151,7 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
     """Make data, model and trainer.
 
     Raises:
-        ShardError, SequenceLengthError, ConfigError: see there.
+        ShardError, UserError, ConfigError: see there.
     """
     data, training = recipe.data, recipe.training
     options = PairOptions(
@@ -243,22 +242,19 @@ def train(recipe: LMRecipe) -> Path:
             lock.release()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Read a recipe, train, and return the exit code; mistakes of the user end with one line and exit code 2."""
-    code = 0
+@program(PROGRAM)
+def main(arguments: Sequence[str]) -> int:
+    """Train by the command line's recipe and return the exit code."""
     level = logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    with exit_on_user_error("mmlm.train"):
-        words = with_smoke(sys.argv[1:] if arguments is None else arguments)
-        recipe = parse_arguments(LMRecipe, words, program=PROGRAM, about=ABOUT)
-        try:
-            logger.info("the trained model is in %s", train(recipe))
-        except Interrupted as stop:
-            logger.warning("%s", stop)
-            code = 128 + stop.signum
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return code
+    recipe = parse_arguments(LMRecipe, with_smoke(arguments), program=PROGRAM, about=ABOUT)
+    try:
+        logger.info("the trained model is in %s", train(recipe))
+    except Interrupted:
+        leave_process_group()
+        raise
+    leave_process_group()
+    return 0
 
 
 if __name__ == "__main__":

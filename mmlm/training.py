@@ -25,13 +25,9 @@ from mmlm.model_flops import ModelFlops
 from mmlm.output_norms import OutputNorms
 from mmlm.resharding import checkpoint_facts, part_step_counts, prepare_checkpoint
 from mmlm.stopping import StopAtStep, let_workers_live
-from visual_tokenizer.processes import Interrupted
+from visual_tokenizer.errors import Interrupted, UserError
 
 EVALUATION_PREFIX = "eval_"
-
-
-class LaunchError(ValueError):
-    """The processes were not launched as training needs it."""
 
 
 class UnifiedTrainer(Trainer):
@@ -61,7 +57,7 @@ class UnifiedTrainer(Trainer):
         **kwargs: as of `Trainer`.
 
     Raises:
-        LaunchError: one process sees several GPUs, which transformers would use by `DataParallel`; or FSDP was asked
+        UserError: one process sees several GPUs, which transformers would use by `DataParallel`; or FSDP was asked
             for in a version, on a device or with adapters that it is not for.
     """
 
@@ -79,7 +75,7 @@ class UnifiedTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         if args.n_gpu > 1:
-            raise LaunchError(
+            raise UserError(
                 f"one process sees {args.n_gpu} GPUs: start one process a GPU, `accelerate launch "
                 f"--multi_gpu --num_processes {args.n_gpu} -m mmlm.train …`, or show it one by "
                 "CUDA_VISIBLE_DEVICES"
@@ -244,11 +240,11 @@ class UnifiedTrainer(Trainer):
 
 
 def check_fsdp(trainer: Trainer) -> None:
-    """Raise `LaunchError` where FSDP was asked for and cannot shard this model here."""
+    """Raise `UserError` where FSDP was asked for and cannot shard this model here."""
     if trainer.is_fsdp_enabled:
         version = trainer.accelerator.state.fsdp_plugin.fsdp_version
         if version != 2:
-            raise LaunchError(
+            raise UserError(
                 f"fsdp_version must be 2, got {version}: launch with recipes/accelerate/fsdp2.yaml, or --fsdp_version 2"
             )
         some: Any = trainer.model
@@ -257,12 +253,12 @@ def check_fsdp(trainer: Trainer) -> None:
         if isinstance(table, TrainableTokensWrapper) and shared:
             # accelerate takes them for two tables, as peft makes their weight anew at each look, and PyTorch refuses
             # parameters that two units share.
-            raise LaunchError(
+            raise UserError(
                 "lora.rank must be 0 under FSDP2 for a model whose head is tied to its table: train adapters beside it "
                 "data-parallel, with recipes/accelerate/multi_gpu.yaml"
             )
     elif parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        raise LaunchError(
+        raise UserError(
             "FSDP was asked for, but accelerate shards on accelerators only and this run is on the CPU, where it would "
             "be plain data-parallel: launch with recipes/accelerate/cpu_2_processes.yaml"
         )

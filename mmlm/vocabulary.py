@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-class IndexOutOfRangeError(ValueError):
-    """A visual index is outside the codebook, or a token id is no visual token."""
+from visual_tokenizer.errors import IndexOutOfRangeError, UserError
 
 
 class VisualVocabulary:
@@ -41,12 +39,12 @@ class VisualVocabulary:
         table: Sequence[Any] | Tensor | None = None,
     ) -> None:
         if (table is None) == (start is None):
-            raise ValueError("give either start and size, or table")
+            raise UserError("give either start and size, or table")
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._table: Tensor | None = None
         if table is None:
             if size is None or size < 1 or num_codebooks < 1 or start is None or start < 0:
-                raise ValueError(
+                raise UserError(
                     "start must be 0 or more, size and num_codebooks 1 or more; "
                     f"got start={start}, size={size}, num_codebooks={num_codebooks}"
                 )
@@ -56,9 +54,9 @@ class VisualVocabulary:
         rows = torch.as_tensor(table, dtype=torch.int64, device="cpu")
         rows = rows[None] if rows.ndim == 1 else rows
         if rows.ndim != 2 or rows.numel() == 0:
-            raise ValueError(f"table must be (K,) or (num_codebooks, K) with K >= 1, got {tuple(rows.shape)}")
+            raise UserError(f"table must be (K,) or (num_codebooks, K) with K >= 1, got {tuple(rows.shape)}")
         if int(rows.min()) < 0 or rows.unique().numel() != rows.numel():
-            raise ValueError("table must hold ids of 0 or more, each once: the map must be a bijection")
+            raise UserError("table must hold ids of 0 or more, each once: the map must be a bijection")
         self._table = rows.contiguous()
         self.num_codebooks, self.codebook_size = rows.shape
         self.start, self.stop = int(rows.min()), int(rows.max()) + 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from visual_tokenizer.adversarial_losses.base import AdversarialLossConfig
 from visual_tokenizer.discriminators.base import DiscriminatorConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -64,15 +65,15 @@ class AdversarialSection:
             "weight", "start_step", "warmup_steps", "discriminator_warmup_steps", "lecam_weight", "r1_weight",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+            raise UserError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.betas is not None and (len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas)):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+            raise UserError(f"betas must be two numbers in [0, 1), got {self.betas}")
         if not 0 <= self.lecam_decay < 1:
-            raise ValueError(f"lecam_decay must be in [0, 1), got {self.lecam_decay}")
+            raise UserError(f"lecam_decay must be in [0, 1), got {self.lecam_decay}")
         if self.r1_every_steps < 1:
-            raise ValueError(f"r1_every_steps must be 1 or more, got {self.r1_every_steps}")
+            raise UserError(f"r1_every_steps must be 1 or more, got {self.r1_every_steps}")
 
     @property
     def discriminator_start(self) -> int:

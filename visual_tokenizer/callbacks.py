@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from visual_tokenizer.diagnosis import findings, rank_distance, running_values
+from visual_tokenizer.errors import DivergedError
 from visual_tokenizer.evaluation import evaluate_reconstruction, reconstruct
 from visual_tokenizer.plots import plot_codebook, plot_health, plot_losses, reconstruction_grid, save_picture
 
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from visual_tokenizer.training import TokenizerTrainer
 
 EVALUATION_METRICS = ("psnr", "ssim")
-
-
-class DivergedError(RuntimeError):
-    """The loss is no number any more."""
 
 
 class MeanMeter:

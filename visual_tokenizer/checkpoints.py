@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from visual_tokenizer.errors import UserError
+
 MANIFEST = "manifest.json"
 STATE = "state.json"
 
@@ -30,12 +32,8 @@ _FINISHED = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"step-\d{8,}\.tmp-[0-9a-f]{32}")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint is damaged, or belongs to another run."""
-
-
-class CheckpointWriteError(CheckpointError):
-    """A checkpoint could not be written; earlier ones are as they were."""
 
 
 @dataclass
@@ -61,7 +59,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         keep: 1 or more.
 
     Raises:
-        CheckpointWriteError: the disk is full, or the folder can't be written; what was there is untouched.
+        UserError: the disk is full, or the folder can't be written; what was there is untouched.
     """
     target = folder / checkpoint_name(checkpoint.step)
     beside = folder / f"{target.name}.tmp-{uuid.uuid4().hex}"
@@ -75,7 +73,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         earlier = ", ".join(path.name for path in list_checkpoints(folder)) or "there is none"
-        raise CheckpointWriteError(
+        raise UserError(
             f"{target.name} could not be written to {folder}: {error}. Earlier checkpoints are untouched: {earlier}. "
             "Free space (or lower training.keep_checkpoints) and give the same command again."
         ) from error

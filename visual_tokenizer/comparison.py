@@ -22,6 +22,7 @@ from torch import Tensor
 from visual_tokenizer.backbones.base import frames_as_pictures
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.data.transforms import pixels_to_bytes
+from visual_tokenizer.errors import MissingFileError, UserError
 from visual_tokenizer.evaluation import reconstruct
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import GAP, save_picture
@@ -35,10 +36,6 @@ COLUMNS = ("tokens_per_picture", "codebook_size", "bits_per_picture", RATE)
 """What a report holds beside its metrics."""
 SEMANTIC = "semantic"
 """What a report holds that was made with `--semantic`."""
-
-
-class ProtocolMismatchError(ValueError):
-    """Reports that were not measured alike, or are no reports."""
 
 
 @dataclass(kw_only=True)
@@ -66,7 +63,7 @@ def compare(recipe: ComparisonRecipe) -> str:
 
     Raises:
         FileNotFoundError: no such report.
-        ProtocolMismatchError: the reports were not measured alike; the message names what differs.
+        UserError: the reports were not measured alike; the message names what differs.
     """
     reports = [load_report(Path(name)) for name in recipe.compare]
     names = short_names([Path(name) for name in recipe.compare])
@@ -100,24 +97,24 @@ def load_report(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ProtocolMismatchError: a folder holds several, or the file is no report.
+        UserError: a folder holds several, or the file is no report.
     """
     file = path
     if path.is_dir():
         files = sorted(path.glob("evaluation-*.json"))
         if len(files) > 1:
-            raise ProtocolMismatchError(f"{path} holds {len(files)} reports; name one: {', '.join(map(str, files))}")
+            raise UserError(f"{path} holds {len(files)} reports; name one: {', '.join(map(str, files))}")
         if not files:
-            raise FileNotFoundError(f"{path} holds no evaluation-*.json; `visual_tokenizer.evaluate` writes it")
+            raise MissingFileError(f"{path} holds no evaluation-*.json; `visual_tokenizer.evaluate` writes it")
         file = files[0]
     if not file.is_file():
-        raise FileNotFoundError(f"there is no report {file}")
+        raise MissingFileError(f"there is no report {file}")
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ProtocolMismatchError(f"{file} is no JSON: {error}") from error
+        raise UserError(f"{file} is no JSON: {error}") from error
     if not isinstance(report, dict) or not {"metrics", "protocol", "model"} <= report.keys():
-        raise ProtocolMismatchError(f"{file} is no report: it needs the keys model, metrics and protocol")
+        raise UserError(f"{file} is no report: it needs the keys model, metrics and protocol")
     return report
 
 
@@ -128,11 +125,11 @@ def short_names(paths: Sequence[Path]) -> list[str]:
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise ProtocolMismatchError(f"compare must name each report once, got {', '.join(map(str, paths))}")
+    raise UserError(f"compare must name each report once, got {', '.join(map(str, paths))}")
 
 
 def check_protocols(reports: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ProtocolMismatchError, naming each field and value that differs, unless all protocols are equal.
+    """Raise UserError, naming each field and value that differs, unless all protocols are equal.
 
     Those of what tokens mean are looked at where all reports have one.
     """
@@ -145,7 +142,7 @@ def check_protocols(reports: Mapping[str, Mapping[str, Any]]) -> None:
         differing = [key for key in {**first, **protocol} if first.get(key) != protocol.get(key)]
         if differing:
             listed = "; ".join(f"{key}: {first.get(key)!r} and {protocol.get(key)!r}" for key in differing)
-            raise ProtocolMismatchError(
+            raise UserError(
                 f"{first_name} and {name} were not measured alike, so their numbers can't be compared. "
                 f"protocol fields that differ: {listed}"
             )

@@ -14,7 +14,7 @@ from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank, ma
 from visual_tokenizer.codebooks.liveness import Liveness
 from visual_tokenizer.codebooks.search import code_counts
 from visual_tokenizer.codebooks.soft_assignment import assignment_entropies, distance_logits, distribution_entropy
-from visual_tokenizer.metrics.base import NoDataError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.quantizers.base import Quantizer
 
@@ -56,7 +56,7 @@ def diagnose(tokenizer: VisualTokenizer, batches: Iterable[Mapping[str, Any]], d
         device: where the tokenizer is.
 
     Raises:
-        NoDataError: there are no pictures.
+        UserError: there are no pictures.
     """
     quantizer = tokenizer.eval().quantizer
     size, books = quantizer.codebook_size, quantizer.num_codebooks
@@ -75,7 +75,7 @@ def diagnose(tokenizer: VisualTokenizer, batches: Iterable[Mapping[str, Any]], d
         for name, value in _token_sums(quantizer, latents, output).items():
             sums[name] = sums[name] + value if name in sums else value
     if tokens == 0:
-        raise NoDataError("there are no pictures to diagnose the codebook with")
+        raise UserError("there are no pictures to diagnose the codebook with")
     reports = []
     for book in range(books):
         name = "codebook" if books == 1 else f"codebook {book}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,11 @@ from tqdm import tqdm
 
 from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
 from visual_tokenizer.diagnosis import CodebookReport, diagnose
+from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.evaluate import with_data_of_model
-from visual_tokenizer.metrics.base import NoDataError
-from visual_tokenizer.modeling import CheckpointMismatchError, VisualTokenizer
+from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import plot_diagnosis
 from visual_tokenizer.recipe import parse_arguments
-from visual_tokenizer.train import USER_ERRORS
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
@@ -65,13 +63,13 @@ class DoctorRecipe:
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
         for name in ("max_pictures", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+                raise UserError(f"{name} must be 1 or more, got {value}")
         if self.out is None and not Path(self.model).is_dir():
-            raise ValueError(f"out must name a folder, because the model {self.model!r} is no folder here")
+            raise UserError(f"out must name a folder, because the model {self.model!r} is no folder here")
 
 
 def examine(recipe: DoctorRecipe) -> list[CodebookReport]:
@@ -80,7 +78,7 @@ def examine(recipe: DoctorRecipe) -> list[CodebookReport]:
     Raises:
         CheckpointMismatchError: the model's weights don't fit its config.
         DataSourceError: no such pictures.
-        NoDataError: the split has no pictures.
+        UserError: the split has no pictures.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = VisualTokenizer.from_pretrained(recipe.model, dtype=torch.float32).to(device)
@@ -119,15 +117,12 @@ def show(reports: Sequence[CodebookReport], console: Console) -> None:
         console.print(table)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program(PROGRAM)
+def main(arguments: Sequence[str]) -> int:
     """Examine by the command line's arguments and return the exit code."""
-    try:
-        words = with_data_of_model(sys.argv[1:] if arguments is None else arguments)
-        recipe = parse_arguments(DoctorRecipe, words, program=PROGRAM, about=ABOUT)
-        reports = examine(recipe)
-    except (*USER_ERRORS, NoDataError, CheckpointMismatchError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    words = with_data_of_model(arguments)
+    recipe = parse_arguments(DoctorRecipe, words, program=PROGRAM, about=ABOUT)
+    reports = examine(recipe)
     show(reports, Console())
     return int(any(not finding.is_healthy for report in reports for finding in report.findings))
 

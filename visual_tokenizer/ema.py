@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import UserError
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -25,7 +27,7 @@ class WeightAverage(Generic[Model]):
 
     def __init__(self, model: Model, decay: float) -> None:
         if not 0 < decay < 1:
-            raise ValueError(f"decay must be in (0, 1), got {decay}")
+            raise UserError(f"decay must be in (0, 1), got {decay}")
         self.decay = decay
         self.module: Model = copy.deepcopy(model).eval().requires_grad_(False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +11,18 @@ from typing import Any
 import torch
 import yaml
 
-from visual_tokenizer.backbones.base import UnsuitablePixelsError, WeightsMismatchError, frames_as_pictures
+from visual_tokenizer.backbones.base import frames_as_pictures
 from visual_tokenizer.code_gallery import gallery_page
-from visual_tokenizer.comparison import ComparisonRecipe, ProtocolMismatchError, compare, save_text
+from visual_tokenizer.comparison import ComparisonRecipe, compare, save_text
 from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
+from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.evaluation import measure_reconstruction, metric_configs, reconstruct, token_bits
-from visual_tokenizer.metrics.base import NoDataError
-from visual_tokenizer.modeling import CheckpointMismatchError, VisualTokenizer
+from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import reconstruction_grid, save_picture
-from visual_tokenizer.processes import FirstProcessError, build_accelerator, on_first_process
+from visual_tokenizer.processes import build_accelerator, on_first_process
 from visual_tokenizer.recipe import parse_arguments, provenance
 from visual_tokenizer.semantic_evaluation import MeasuredPictures, measure_semantics, semantic_table
 from visual_tokenizer.semantic_recipe import SemanticSection, with_semantic
-from visual_tokenizer.train import USER_ERRORS
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
@@ -47,15 +45,6 @@ Examples:
   python -m visual_tokenizer.evaluate --model DIR --semantic
   python -m visual_tokenizer.evaluate --model DIR --semantic --semantic.label subgroup --semantic_page codes.html
   python -m visual_tokenizer.evaluate --compare "[DIR_A, DIR_B, report.json]" --output comparison"""
-
-
-MEASURING_ERRORS = (
-    CheckpointMismatchError,
-    NoDataError,
-    ProtocolMismatchError,
-    UnsuitablePixelsError,
-    WeightsMismatchError,
-)
 
 
 @dataclass(kw_only=True)
@@ -99,18 +88,18 @@ class EvaluationRecipe:
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
         for name in ("image_size", "max_pictures", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+                raise UserError(f"{name} must be 1 or more, got {value}")
         if self.sample_pictures < 0:
-            raise ValueError(f"sample_pictures must be 0 or more, got {self.sample_pictures}")
+            raise UserError(f"sample_pictures must be 0 or more, got {self.sample_pictures}")
         if self.semantic_page is not None and self.semantic is None:
-            raise ValueError(f"semantic_page must be null without --semantic, got {self.semantic_page!r}")
+            raise UserError(f"semantic_page must be null without --semantic, got {self.semantic_page!r}")
         metric_configs(self.metrics)
         if self.output is None and not Path(self.model).is_dir():
-            raise ValueError(f"output must name a file, because the model {self.model!r} is no folder here")
+            raise UserError(f"output must name a file, because the model {self.model!r} is no folder here")
 
 
 def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
@@ -120,9 +109,9 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
         CheckpointMismatchError: the model's weights don't fit its config.
         DataSourceError: no such pictures.
         MissingWeightsError: the weights of a metric's network are not on this machine.
-        NoDataError: the split has too few pictures.
+        UserError: the split has too few pictures.
         ResolutionError: `image_size` is one the model can't take.
-        UnsuitablePixelsError: a metric can't take pictures of this size, or pictures at all.
+        UserError: a metric can't take pictures of this size, or pictures at all.
     """
     accelerator = build_accelerator()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -209,21 +198,16 @@ def with_data_of_model(arguments: Sequence[str]) -> list[str]:
     return [f"--data={json.dumps(data)}", *words]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program(PROGRAM)
+def main(arguments: Sequence[str]) -> int:
     """Evaluate by the command line's arguments; return 0, or 2 where the user has to put something right."""
-    try:
-        words = list(sys.argv[1:] if arguments is None else arguments)
-        if any(word.partition("=")[0] == "--compare" for word in words):
-            print(compare(parse_arguments(ComparisonRecipe, words, program=PROGRAM, about=ABOUT)))
-        else:
-            words = with_semantic(with_data_of_model(words))
-            recipe = parse_arguments(EvaluationRecipe, words, program=PROGRAM, about=ABOUT)
-            evaluate(recipe)
-    except FirstProcessError:
-        return 2
-    except (*USER_ERRORS, *MEASURING_ERRORS) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    words = list(arguments)
+    if any(word.partition("=")[0] == "--compare" for word in words):
+        print(compare(parse_arguments(ComparisonRecipe, words, program=PROGRAM, about=ABOUT)))
+    else:
+        words = with_semantic(with_data_of_model(words))
+        recipe = parse_arguments(EvaluationRecipe, words, program=PROGRAM, about=ABOUT)
+        evaluate(recipe)
     return 0
 
 

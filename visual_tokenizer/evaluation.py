@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visual_tokenizer.metrics.base import Metric, MetricConfig, NoDataError
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.metrics.base import Metric, MetricConfig
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.outputs import ABSENT
 from visual_tokenizer.registry import ConfigError
@@ -54,7 +55,7 @@ class _Amount(Metric):
         sums = {name: int(value) for name, value in self.reduced_sums().items()}
         count = sums["pictures"]
         if not count:
-            raise NoDataError("no process saw a picture")
+            raise UserError("no process saw a picture")
         return {"pictures": count, "tokens": sums["tokens"] // count, "pixels": sums["pixels"] // count}
 
 
@@ -138,7 +139,7 @@ def measure_reconstruction(
     Raises:
         ConfigError: no such metric, or two that give a value of the same name.
         MissingWeightsError: the weights of a metric's network are not on this machine.
-        NoDataError: too few pictures over all processes.
+        UserError: too few pictures over all processes.
     """
     chosen = build_metrics(metrics, tokenizer.codebook_size, tokenizer.num_codebooks)
     amount = _Amount()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from visual_tokenizer.backbones.base import Backbone, MissingWeightsError, check_layers, load_backbone
+from visual_tokenizer.backbones.base import Backbone, check_layers, load_backbone
 from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
+from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.recipe import parse_arguments
-from visual_tokenizer.train import USER_ERRORS
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
@@ -72,12 +71,12 @@ class FeaturesRecipe:
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
         for name, least in (("image_size", 1), ("batch_size", 1), ("max_features", 2)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if self.max_pictures is not None and self.max_pictures < 1:
-            raise ValueError(f"max_pictures must be 1 or more, got {self.max_pictures}")
+            raise UserError(f"max_pictures must be 1 or more, got {self.max_pictures}")
 
 
 @torch.no_grad()
@@ -110,15 +109,12 @@ def write_features(recipe: FeaturesRecipe) -> Tensor:
     return features
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program(PROGRAM)
+def main(arguments: Sequence[str]) -> int:
     """Write features by the command line's arguments; return 0, or 2 where the user has to put something right."""
-    try:
-        words = sys.argv[1:] if arguments is None else list(arguments)
-        recipe = parse_arguments(FeaturesRecipe, words, program=PROGRAM, about=ABOUT)
-        features = write_features(recipe)
-    except (*USER_ERRORS, MissingWeightsError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    words = list(arguments)
+    recipe = parse_arguments(FeaturesRecipe, words, program=PROGRAM, about=ABOUT)
+    features = write_features(recipe)
     print(f"wrote {features.shape[0]} features of {features.shape[1]} channels to {recipe.output}")
     return 0
 

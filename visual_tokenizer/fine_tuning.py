@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.quantizers.base import Quantizer
 from visual_tokenizer.registry import ConfigError
@@ -39,11 +40,11 @@ def _compare_constants(tokenizer: VisualTokenizer, other: VisualTokenizer) -> No
     """Raise ValueError where the quantizers differ in what no weight shows (an FSQ's levels)."""
     for attribute in ("codebook_size", "code_dim", "num_codebooks", "latent_grid"):
         if getattr(tokenizer.quantizer, attribute) != getattr(other.quantizer, attribute):
-            raise ValueError(f"another {attribute}")
+            raise UserError(f"another {attribute}")
     theirs = _constants(other)
     for name, value in _constants(tokenizer).items():
         if name not in theirs or not torch.equal(value.cpu(), theirs[name].cpu()):
-            raise ValueError(f"another {name}")
+            raise UserError(f"another {name}")
 
 
 def _constants(tokenizer: VisualTokenizer) -> dict[str, torch.Tensor]:

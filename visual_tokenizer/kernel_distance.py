@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from visual_tokenizer.errors import UserError
+
 
 def cubic_kernel(first: Tensor, second: Tensor) -> Tensor:
     """Return (x · y / D + 1)³ of all rows of (N, D) and (M, D), (N, M)."""
@@ -26,11 +28,11 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
         ValueError: too few embeddings, or widths that differ.
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"embeddings must be (N, D) and (M, D) with one D, got {tuple(first.shape)} and {tuple(second.shape)}"
         )
     if min(len(first), len(second)) < 2:
-        raise ValueError(f"each set must have 2 embeddings or more, got {len(first)} and {len(second)}")
+        raise UserError(f"each set must have 2 embeddings or more, got {len(first)} and {len(second)}")
     first, second = first.double(), second.double()
     within = [_mean_off_diagonal(cubic_kernel(one, one)) for one in (first, second)]
     return float(within[0] + within[1] - 2 * cubic_kernel(first, second).mean())

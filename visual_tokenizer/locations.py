@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from visual_tokenizer.errors import MissingFileError
+
 
 def require_folder(name: object, what: str) -> None:
     """Refuse a local path that does not exist, before it is taken for the name of a repository.
@@ -18,4 +20,4 @@ def require_folder(name: object, what: str) -> None:
     text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else ""
     is_path = os.path.isabs(text) or text.startswith((".", "~")) or text.count("/") > 1 or isinstance(name, os.PathLike)
     if is_path and not os.path.exists(text):
-        raise FileNotFoundError(f"there is no folder '{text}', where {what} should be")
+        raise MissingFileError(f"there is no folder '{text}', where {what} should be")

@@ -12,18 +12,15 @@ from transformers import PreTrainedModel
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.errors import IndexOutOfRangeError, UserError
 from visual_tokenizer.locations import require_folder
 from visual_tokenizer.outputs import Selection, TokenizerOutput
-from visual_tokenizer.quantizers.base import IndexOutOfRangeError, LatentsError, Quantizer, QuantizerConfig
+from visual_tokenizer.quantizers.base import LatentsError, Quantizer, QuantizerConfig
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.token_lengths import present_tokens, refuse_lengths_that_do_not_fit
 
 
-class PixelsError(ValueError):
-    """Pixels of the wrong shape or kind."""
-
-
-class CheckpointMismatchError(ValueError):
+class CheckpointMismatchError(UserError):
     """Weights that don't fit the architecture of the config."""
 
 
@@ -167,7 +164,7 @@ class VisualTokenizer(PreTrainedModel):
         Of a variable-length tokenizer (M, 1, code_dim): the latents of all pictures in a row.
 
         Raises:
-            PixelsError: another shape or kind.
+            UserError: another shape or kind.
             ResolutionError: a size that the encoder can't take.
         """
         latents, selection = self._select(pixels)
@@ -176,7 +173,7 @@ class VisualTokenizer(PreTrainedModel):
     def _select(self, pixels: Tensor) -> tuple[Tensor, Selection | None]:
         """Return the latents (B, N, code_dim) and, where the encoder selects, what it selected."""
         if pixels.ndim not in (4, 5) or pixels.shape[1] != 3 or not pixels.is_floating_point():
-            raise PixelsError(
+            raise UserError(
                 "pixels must be float (B, 3, H, W), or (B, 3, T, H, W) for clips, in [-1, 1], "
                 f"got {tuple(pixels.shape)} {pixels.dtype}"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,10 +11,10 @@ from tqdm import tqdm
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.data.transforms import RESIZE_FILTERS
+from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 from visual_tokenizer.recipe import parse_arguments, save_recipe
-from visual_tokenizer.train import USER_ERRORS
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
@@ -59,7 +58,7 @@ class PaletteRecipe:
     def __post_init__(self) -> None:
         for name, least in (("colours", 2), ("image_size", 1), ("max_pixels", 2), ("iterations", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be {least} or more, got {getattr(self, name)}")
 
 
 @torch.no_grad()
@@ -105,19 +104,16 @@ def build_palette(recipe: PaletteRecipe) -> VisualTokenizer:
     return tokenizer.eval()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program(PROGRAM)
+def main(arguments: Sequence[str]) -> int:
     """Make a palette by the command line's arguments; return 0, or 2 where the user has to put something right."""
-    try:
-        words = sys.argv[1:] if arguments is None else list(arguments)
-        recipe = parse_arguments(PaletteRecipe, words, program=PROGRAM, about=ABOUT)
-        build_palette(recipe).save_pretrained(recipe.output)
-        side = {"height": recipe.image_size, "width": recipe.image_size}
-        resample = RESIZE_FILTERS[recipe.data.transform.resize_filter]
-        VisualTokenizerImageProcessor(size=side, resample=resample).save_pretrained(recipe.output)
-        save_recipe(recipe, recipe.output)  # its data section is what `visual_tokenizer.evaluate` measures on
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    words = list(arguments)
+    recipe = parse_arguments(PaletteRecipe, words, program=PROGRAM, about=ABOUT)
+    build_palette(recipe).save_pretrained(recipe.output)
+    side = {"height": recipe.image_size, "width": recipe.image_size}
+    resample = RESIZE_FILTERS[recipe.data.transform.resize_filter]
+    VisualTokenizerImageProcessor(size=side, resample=resample).save_pretrained(recipe.output)
+    save_recipe(recipe, recipe.output)  # its data section is what `visual_tokenizer.evaluate` measures on
     print(f"saved {recipe.output}: {recipe.colours} colours")
     return 0
 

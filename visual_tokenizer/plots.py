@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.data.transforms import pixels_to_bytes
+from visual_tokenizer.errors import UserError
 
 GAP = 2
 """Pixels between the pictures of a grid."""
@@ -40,7 +41,7 @@ def reconstruction_grid(pixels: Tensor, reconstruction: Tensor, columns: int = 8
         )
         columns = max(1, columns // len(shown)) * len(shown)
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape != reconstruction.shape or not len(pixels):
-        raise ValueError(
+        raise UserError(
             f"pixels and reconstruction must have one shape (B, 3, [T,] H, W), got {tuple(pixels.shape)} and "
             f"{tuple(reconstruction.shape)}"
         )

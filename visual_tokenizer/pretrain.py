@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,23 +11,23 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from visual_tokenizer.data.sources.base import SourceConfig
-from visual_tokenizer.modeling import CheckpointMismatchError, VisualTokenizer
+from visual_tokenizer.errors import program
+from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.pretraining.batches import HeldoutPictures, MaskedBatches
 from visual_tokenizer.pretraining.beit import beit_config, build_beit
 from visual_tokenizer.pretraining.complete_checkpoints import list_checkpoints, step_of
 from visual_tokenizer.pretraining.evaluation import masking_of, pictures_of
 from visual_tokenizer.pretraining.export import save_final
-from visual_tokenizer.pretraining.feature_probe import UnlabelledPicturesError
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.pretraining.run_files import PredictedSamples, RunFiles
-from visual_tokenizer.pretraining.targets import TokenTargets, UnsuitableTokenizerError, check_token_grid
+from visual_tokenizer.pretraining.targets import TokenTargets, check_token_grid
 from visual_tokenizer.pretraining.trainer import MaskedImageTrainer
 from visual_tokenizer.pretraining.trainer_arguments import training_arguments
 from visual_tokenizer.probe import measure, show
+from visual_tokenizer.processes import leave_process_group
 from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.run_folder import RunLock
-from visual_tokenizer.train import USER_ERRORS
 from visual_tokenizer.training_data import Share
 
 logger = logging.getLogger(__name__)
@@ -103,7 +102,7 @@ def pretrain(recipe: PretrainingRecipe) -> Path:
     """Run a recipe and return the folder of the trained model; every process calls this.
 
     Raises:
-        UnsuitableTokenizerError: its tokens are not one to a patch.
+        UserError: its tokens are not one to a patch.
         ConfigError, DataSourceError, …: what a user can get wrong, each with field, value and rule.
     """
     # Before the arguments: under ZeRO-3 they shard whatever is loaded.
@@ -126,23 +125,18 @@ def pretrain(recipe: PretrainingRecipe) -> Path:
             lock.release()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program(PROGRAM)
+def main(arguments: Sequence[str]) -> int:
     """Pre-train by the command line's recipe, measure, and return the exit code."""
     is_first = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(level=logging.INFO if is_first else logging.ERROR, format="%(message)s")
-    try:
-        words = with_smoke(sys.argv[1:] if arguments is None else arguments)
-        recipe = parse_arguments(PretrainingRecipe, words, program=PROGRAM, about=ABOUT)
-        final = pretrain(recipe)
-        if is_first:
-            print(f"saved {final}")
-            show(measure(final, recipe, final / "probe.json")["metrics"])
-    except (*USER_ERRORS, CheckpointMismatchError, UnsuitableTokenizerError, UnlabelledPicturesError) as error:
-        if is_first:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    words = with_smoke(arguments)
+    recipe = parse_arguments(PretrainingRecipe, words, program=PROGRAM, about=ABOUT)
+    final = pretrain(recipe)
+    if is_first:
+        print(f"saved {final}")
+        show(measure(final, recipe, final / "probe.json")["metrics"])
+    leave_process_group()
     return 0
 
 

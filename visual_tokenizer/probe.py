@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from transformers import BeitForMaskedImageModeling
 
 from visual_tokenizer.comparison import save_text
+from visual_tokenizer.errors import program
 from visual_tokenizer.locations import require_folder
-from visual_tokenizer.modeling import CheckpointMismatchError, VisualTokenizer
+from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import save_picture
 from visual_tokenizer.pretraining.batches import HeldoutPictures
 from visual_tokenizer.pretraining.evaluation import (
@@ -26,12 +26,10 @@ from visual_tokenizer.pretraining.evaluation import (
     table,
 )
 from visual_tokenizer.pretraining.export import TOKENIZER_NAME
-from visual_tokenizer.pretraining.feature_probe import UnlabelledPicturesError
 from visual_tokenizer.pretraining.masked_pictures import grid_of_rows, prediction_rows
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.pretraining.targets import TokenTargets
 from visual_tokenizer.recipe import parse_arguments, provenance, read_recipe
-from visual_tokenizer.train import USER_ERRORS
 
 PROGRAM = "python -m visual_tokenizer.probe"
 
@@ -67,7 +65,7 @@ def measure(folder: Path, recipe: PretrainingRecipe, output: Path) -> dict[str, 
     """Measure a saved model, write the JSON file and the grid, and return what the file holds.
 
     Raises:
-        UnlabelledPicturesError: the source has no labels of the recipe's `probe.label_column`.
+        UserError: the source has no labels of the recipe's `probe.label_column`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = BeitForMaskedImageModeling.from_pretrained(folder, dtype=torch.float32).eval()
@@ -95,20 +93,17 @@ def show(values: dict[str, float]) -> None:
         print(table(values))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program(PROGRAM)
+def main(arguments: Sequence[str]) -> int:
     """Measure by the command line's arguments; return 0, or 2 where the user has to put something right."""
-    try:
-        asked = parse_arguments(ProbeRecipe, arguments, program=PROGRAM, about=ABOUT)
-        require_folder(Path(asked.model), "a pre-trained model")
-        folder = Path(asked.model)
-        recipe = read_recipe(PretrainingRecipe, folder / "recipe.yaml", {})
-        layers = recipe.probe.layers if asked.layers is None else asked.layers
-        probed = dataclasses.replace(recipe.probe, label_column=asked.label_column, layers=layers)
-        recipe = dataclasses.replace(recipe, probe=probed)
-        show(measure(folder, recipe, Path(asked.output or folder / "probe.json"))["metrics"])
-    except (*USER_ERRORS, CheckpointMismatchError, UnlabelledPicturesError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    asked = parse_arguments(ProbeRecipe, arguments, program=PROGRAM, about=ABOUT)
+    require_folder(Path(asked.model), "a pre-trained model")
+    folder = Path(asked.model)
+    recipe = read_recipe(PretrainingRecipe, folder / "recipe.yaml", {})
+    layers = recipe.probe.layers if asked.layers is None else asked.layers
+    probed = dataclasses.replace(recipe.probe, label_column=asked.label_column, layers=layers)
+    recipe = dataclasses.replace(recipe, probe=probed)
+    show(measure(folder, recipe, Path(asked.output or folder / "probe.json"))["metrics"])
     return 0
 
 

@@ -18,6 +18,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 
+from visual_tokenizer.errors import FirstProcessError
 from visual_tokenizer.registry import ConfigError
 
 Result = TypeVar("Result")
@@ -32,23 +33,6 @@ _SUPPORTED = (
     "MULTI_HPU",
     "MULTI_MUSA",
 )
-
-
-class FirstProcessError(RuntimeError):
-    """The first process failed at something it does for all; it reports the error itself."""
-
-
-class Interrupted(RuntimeError):
-    """A signal asked the run to stop, and it did so after a checkpoint."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(signum, step)
-        self.signum = signum
-        self.step = step
-
-    def __str__(self) -> str:
-        name = signal.Signals(self.signum).name
-        return f"stopped by {name} after a checkpoint of step {self.step}; the same command goes on from there"
 
 
 def build_accelerator(**settings: Any) -> Accelerator:
@@ -97,6 +81,12 @@ def on_first_process(accelerator: Accelerator, action: Callable[[], Result]) -> 
     if outcome[1] is not None:
         raise FirstProcessError(outcome[1])
     return outcome[0]
+
+
+def leave_process_group() -> None:
+    """End the processes' connection, if there is one; a program's last act."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class StopSignals:

@@ -14,14 +14,7 @@ from transformers.image_utils import SizeDict
 
 from visual_tokenizer.data.decoding import UnreadableImageError, decode_image, to_rgb
 from visual_tokenizer.data.transforms import center_crop, pixels_to_bytes, resize_to_cover
-
-
-class InvalidImageError(ValueError):
-    """What was given is not a picture, or has no pixels."""
-
-
-class InvalidPixelsError(ValueError):
-    """A tensor that should hold pixels has the wrong shape or holds NaN."""
+from visual_tokenizer.errors import UserError
 
 
 class VisualTokenizerImageProcessor(PilBackend):
@@ -38,7 +31,7 @@ class VisualTokenizerImageProcessor(PilBackend):
     Transparency is blended on white.
 
     Raises:
-        InvalidImageError: not a picture, no pixels, float values, or a file that cannot be decoded.
+        UserError: not a picture, no pixels, float values, or a file that cannot be decoded.
     """
 
     do_convert_rgb = True
@@ -58,7 +51,7 @@ class VisualTokenizerImageProcessor(PilBackend):
         settings = super()._standardize_kwargs(**kwargs)
         size = settings["size"]
         if size is None or not size.height or not size.width or size.height < 1 or size.width < 1:
-            raise ValueError(
+            raise UserError(
                 f"size must be a positive int or {{'height': int, 'width': int}} in pixels, got {kwargs.get('size')}"
             )
         # the crop always has the size of the result, so it is no setting of its own
@@ -115,14 +108,12 @@ class VisualTokenizerImageProcessor(PilBackend):
         """Return RGB images of pixels (B, 3, H, W) in [-1, 1], clamped and rounded to 8 bits.
 
         Raises:
-            InvalidPixelsError: another shape, or NaN.
+            UserError: another shape, or NaN.
         """
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-            raise InvalidPixelsError(
-                f"pixels must be a float tensor (B, 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}"
-            )
+            raise UserError(f"pixels must be a float tensor (B, 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
         if torch.isnan(pixels).any():
-            raise InvalidPixelsError("pixels hold NaN")
+            raise UserError("pixels hold NaN")
         values = pixels_to_bytes(pixels).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(np.ascontiguousarray(value)) for value in values]
 
@@ -142,7 +133,7 @@ def _fit(
         image = image.resize((width, height), interpolation)
     if do_center_crop:
         if image.width < width or image.height < height:
-            raise InvalidImageError(
+            raise UserError(
                 f"an image of {image.width} × {image.height} cannot be cropped to {width} × {height} "
                 "while do_resize is False"
             )
@@ -160,8 +151,8 @@ def _to_picture(image: Any) -> Image.Image:
         if isinstance(image, Image.Image):
             return decode_image(image)
     except UnreadableImageError as error:
-        raise InvalidImageError(str(error)) from error
-    raise InvalidImageError(
+        raise UserError(str(error)) from error
+    raise UserError(
         f"an image must be a Pillow image, a uint8 array or tensor, or a local file; got {type(image).__name__}"
     )
 
@@ -169,13 +160,13 @@ def _to_picture(image: Any) -> Image.Image:
 def _channels_last(image: np.ndarray | Tensor) -> np.ndarray:
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
     if array.dtype != np.uint8:
-        raise InvalidImageError(f"an image array must be uint8 in 0 … 255, got {array.dtype}")
+        raise UserError(f"an image array must be uint8 in 0 … 255, got {array.dtype}")
     if array.size == 0:
-        raise InvalidImageError(f"an image must be 1 px or more on each side, got shape {array.shape}")
+        raise UserError(f"an image must be 1 px or more on each side, got shape {array.shape}")
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] in (3, 4)):
-        raise InvalidImageError(f"an image array must be (H, W), (H, W, C) or (C, H, W), got shape {array.shape}")
+        raise UserError(f"an image array must be (H, W), (H, W, C) or (C, H, W), got shape {array.shape}")
     return np.ascontiguousarray(array)

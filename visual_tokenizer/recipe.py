@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import draccus
 import yaml
 
+from visual_tokenizer.errors import MissingFileError
 from visual_tokenizer.registry import ConfigError, PartConfig, decode_config
 
 Recipe = TypeVar("Recipe")
@@ -46,7 +47,7 @@ def read_recipe(cls: type[Recipe], path: str | os.PathLike[str] | None, override
     values: dict[str, Any] = {}
     if path is not None:
         if not Path(path).is_file():
-            raise FileNotFoundError(f"recipe {path} does not exist; recipes are in recipes/tokenizer and recipes/lm")
+            raise MissingFileError(f"recipe {path} does not exist; recipes are in recipes/tokenizer and recipes/lm")
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")

@@ -25,10 +25,12 @@ from typing import Any, ClassVar
 
 import draccus
 
+from visual_tokenizer.errors import UserError
+
 PLUGINS_VARIABLE = "VISUAL_TOKENIZER_PLUGINS"
 
 
-class UnknownPartError(KeyError):
+class UnknownPartError(UserError, KeyError):
     """A recipe or call names a part that no file defines."""
 
     def __str__(self) -> str:
@@ -154,7 +156,7 @@ def _known_choices(cls: type[PartConfig]) -> dict[str, type]:
 
 def _choice_name(cls: type[PartConfig], subclass: type) -> str:
     if "family" in vars(subclass):
-        raise ValueError(f"{subclass.__name__} is a family, not a part")
+        raise UserError(f"{subclass.__name__} is a family, not a part")
     return subclass.__module__.rsplit(".", 1)[-1]
 
 
@@ -171,7 +173,7 @@ _CHOICE_PROTOCOL: dict[str, Any] = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A recipe or config holds an unknown key or a value of the wrong kind."""
 
 

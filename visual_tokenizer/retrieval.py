@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visual_tokenizer.backbones.base import Backbone, resize_shorter_side
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.metrics.base import round_pixels
 
 LEVEL = 3
@@ -67,7 +68,7 @@ def nearest_neighbours(query_embeddings: Tensor, bank_embeddings: Tensor, k: int
     """
     _check_widths(query_embeddings, bank_embeddings)
     if not 1 <= k <= len(bank_embeddings):
-        raise ValueError(f"k must be 1..{len(bank_embeddings)} (the size of the bank), got {k}")
+        raise UserError(f"k must be 1..{len(bank_embeddings)} (the size of the bank), got {k}")
     bank = F.normalize(bank_embeddings.float(), dim=1)
     queries = F.normalize(query_embeddings.float(), dim=1)
     found = [(part @ bank.T).topk(k, dim=1) for part in queries.split(CHUNK)]
@@ -120,11 +121,11 @@ def topk_caption_accuracy(
         ("bank_captions", bank_captions, bank_embeddings),
     ):
         if len(texts) != len(embeddings) or not len(texts):
-            raise ValueError(
+            raise UserError(
                 f"{name} must be one string a picture, at least one, got {len(texts)} for {len(embeddings)}"
             )
     if not 1 <= k <= len(bank_embeddings):
-        raise ValueError(f"k must be 1..{len(bank_embeddings)} (the size of the bank), got {k}")
+        raise UserError(f"k must be 1..{len(bank_embeddings)} (the size of the bank), got {k}")
     numbers = {caption: number for number, caption in enumerate(dict.fromkeys([*captions, *bank_captions]))}
     device = bank_embeddings.device
     wanted = torch.tensor([numbers[caption] for caption in captions], device=device)
@@ -146,7 +147,7 @@ def topk_caption_accuracy(
 def _check_widths(query_embeddings: Tensor, bank_embeddings: Tensor) -> None:
     is_matrix = query_embeddings.ndim == 2 and bank_embeddings.ndim == 2
     if not is_matrix or query_embeddings.shape[1] != bank_embeddings.shape[1]:
-        raise ValueError(
+        raise UserError(
             "embeddings must be (Q, D) and (N, D) with one D, "
             f"got {tuple(query_embeddings.shape)} and {tuple(bank_embeddings.shape)}"
         )

@@ -11,12 +11,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from visual_tokenizer.errors import UserError
+
 REFRESH_SECONDS = 30
 STALE_SECONDS = 300
-
-
-class RunLockedError(RuntimeError):
-    """Another run writes to this folder."""
 
 
 class RunLock:
@@ -26,7 +24,7 @@ class RunLock:
     file's time, which a living run renews every 30 s, once it is 5 minutes old.
 
     Raises:
-        RunLockedError: the run that holds the lock is alive.
+        UserError: the run that holds the lock is alive.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +61,7 @@ class RunLock:
             return
         if _is_alive(text, age):
             holder = json.loads(text)
-            raise RunLockedError(
+            raise UserError(
                 f"{self.path.parent} is in use by process {holder['pid']} on {holder['host']}. Give this run another "
                 f"output_dir, or wait for that one to end."
             )

@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from visual_tokenizer.backbones.base import Backbone, UnsuitablePixelsError, load_backbone, require_pictures
+from visual_tokenizer.backbones.base import Backbone, load_backbone, require_pictures
 from visual_tokenizer.data.sources.base import DataSourceError, Source
-from visual_tokenizer.metrics.base import NoDataError, round_pixels
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.metrics.base import round_pixels
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.processes import on_first_process
@@ -107,12 +108,12 @@ def measure_semantics(
         ConfigError: a wrong measure.
         DataSourceError: a column of classes that the source does not have.
         MissingWeightsError: the weights of a frozen network are not on this machine.
-        NoDataError: too few pictures, or a measure that was asked for finds no class or caption.
-        UnsuitablePixelsError: the source gives clips.
+        UserError: too few pictures, or a measure that was asked for finds no class or caption.
+        UserError: the source gives clips.
     """
     source = pictures.source
     if source.config.clip_frames:
-        raise UnsuitablePixelsError("semantic: meaning is measured on pictures, but the source gives clips")
+        raise UserError("semantic: meaning is measured on pictures, but the source gives clips")
     column = label_column(source, section.label)
     network: Backbone = load_backbone(section.network, section.network_weights)
     require_pictures(network)
@@ -201,7 +202,7 @@ def _gathered(own: Sequence[TokenizedPictures], accelerator: Accelerator) -> Tok
     found = [(part, process) for process, part in enumerate(parts) if part is not None]
     count = sum(len(part) for part, _ in found)
     if count < LEAST:
-        raise NoDataError(f"semantic: a split needs {LEAST} pictures or more, got {count}")
+        raise UserError(f"semantic: a split needs {LEAST} pictures or more, got {count}")
     places = np.concatenate([np.arange(len(part)) * len(parts) + process for part, process in found])
     return join_pictures([part for part, _ in found]).select(np.argsort(places, kind="stable").tolist())
 
@@ -214,7 +215,7 @@ def _possible(section: SemanticSection, data: SemanticData) -> tuple[list[Semant
         measure: SemanticMeasure = family.build(config, seed=section.seed)
         if why := _lacking(measure.needs, data):
             if section.measures is not None:
-                raise NoDataError(f"semantic.measures: {config.type} can't be measured: {why}")
+                raise UserError(f"semantic.measures: {config.type} can't be measured: {why}")
             left_out[config.type] = why
         else:
             measures.append(measure)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.semantics.base import SemanticMeasureConfig
 from visual_tokenizer.text_encoders.base import TextEncoderConfig
@@ -50,10 +51,10 @@ class SemanticSection:
 
     def __post_init__(self) -> None:
         if self.max_pictures is not None and self.max_pictures < LEAST:
-            raise ValueError(f"max_pictures must be {LEAST} or more, or null, got {self.max_pictures}")
+            raise UserError(f"max_pictures must be {LEAST} or more, or null, got {self.max_pictures}")
         for name, least in (("seed", 0), ("codes_shown", 0), ("pictures_shown", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be {least} or more, got {getattr(self, name)}")
         measure_configs(self.measures)
 
 

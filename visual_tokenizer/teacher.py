@@ -18,6 +18,7 @@ from visual_tokenizer.backbones.base import (
     require_pictures,
     resize_shorter_side,
 )
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.feature_cache import FeatureCache, keys_digest
 from visual_tokenizer.registry import ConfigError
 
@@ -48,9 +49,9 @@ class TeacherSection:
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise ValueError(f"name must name a network, got {self.name!r}")
+            raise UserError(f"name must name a network, got {self.name!r}")
         if self.size is not None and self.size < 32:
-            raise ValueError(f"size must be 32 or more (a network's coarsest stride), or null, got {self.size}")
+            raise UserError(f"size must be 32 or more (a network's coarsest stride), or null, got {self.size}")
 
 
 class Teacher:

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from visual_tokenizer.callbacks import DivergedError
-from visual_tokenizer.checkpoints import CheckpointError
-from visual_tokenizer.data.decoding import TooManyUnreadableError
-from visual_tokenizer.data.sources.base import DataSourceError
-from visual_tokenizer.encoders.base import ResolutionError
-from visual_tokenizer.processes import FirstProcessError, Interrupted
+from visual_tokenizer.errors import program
 from visual_tokenizer.recipe import parse_arguments, with_smoke
-from visual_tokenizer.registry import ConfigError, UnknownPartError
-from visual_tokenizer.run_folder import RunLockedError
 from visual_tokenizer.training import TokenizerTrainer
 from visual_tokenizer.training_recipe import TokenizerRecipe
 
@@ -30,33 +22,13 @@ Examples:
 
 Exit codes: 0 done; 2 something to be put right by you; 143 (SIGTERM) and 130 (SIGINT) stopped after a checkpoint."""
 
-USER_ERRORS = (
-    OSError,  # files that are not there, a full disk
-    ConfigError,
-    UnknownPartError,
-    DataSourceError,
-    ResolutionError,
-    CheckpointError,
-    RunLockedError,
-    DivergedError,
-    TooManyUnreadableError,
-)
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
+@program(PROGRAM)
+def main(arguments: Sequence[str]) -> int:
     """Train by the command line's recipe and return the exit code."""
-    try:
-        words = with_smoke(sys.argv[1:] if arguments is None else arguments)
-        recipe = parse_arguments(TokenizerRecipe, words, program=PROGRAM, about=ABOUT)
-        TokenizerTrainer(recipe).train()
-    except FirstProcessError:
-        return 2
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.signum
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    words = with_smoke(arguments)
+    recipe = parse_arguments(TokenizerRecipe, words, program=PROGRAM, about=ABOUT)
+    TokenizerTrainer(recipe).train()
     return 0
 
 

@@ -14,29 +14,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from visual_tokenizer.adversarial import AdversarialTraining
-from visual_tokenizer.callbacks import (
-    Callback,
-    Checkpoints,
-    DivergedError,
-    Doctor,
-    Evaluation,
-    Logging,
-    MeanMeter,
-    Samples,
-)
+from visual_tokenizer.callbacks import Callback, Checkpoints, Doctor, Evaluation, Logging, MeanMeter, Samples
 from visual_tokenizer.channels_last import channels_last, lay_out_channels_last
 from visual_tokenizer.checkpoints import newest_good, remove_unfinished, write_checkpoint
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.data.sources.base import DataSourceError, SourceConfig
 from visual_tokenizer.ema import WeightAverage
 from visual_tokenizer.encoders.base import Encoder
+from visual_tokenizer.errors import DivergedError, Interrupted
 from visual_tokenizer.export import export_tokenizer
 from visual_tokenizer.fine_tuning import freeze_parts, load_weights
 from visual_tokenizer.gradient_checkpointing import checkpoint_blocks
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.objective import Objective, build_losses
 from visual_tokenizer.optimization import build_optimizer, learning_rate
-from visual_tokenizer.processes import Interrupted, StopSignals, build_accelerator, on_first_process
+from visual_tokenizer.processes import StopSignals, build_accelerator, on_first_process
 from visual_tokenizer.proxy import copy_proxy
 from visual_tokenizer.random_state import random_state, restore_random_state
 from visual_tokenizer.recipe import recipe_to_dict, save_recipe
@@ -87,7 +79,7 @@ class TokenizerTrainer:
         """Train to the last step and return the folder `final/`.
 
         Raises:
-            RunLockedError: another run is at work in the folder.
+            UserError: another run is at work in the folder.
             CheckpointError: no checkpoint is good, the newest belongs to another recipe, or none can be written.
             DataSourceError: there are too few pictures.
             DivergedError: the loss is no number any more.
@@ -300,7 +292,7 @@ class TokenizerTrainer:
 
         Raises:
             DivergedError: the weights are no numbers any more.
-            CheckpointWriteError: on the first process; FirstProcessError on the others.
+            UserError: on the first process; FirstProcessError on the others.
         """
         if self.saved_step == self.step:
             return

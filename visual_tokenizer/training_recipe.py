@@ -10,6 +10,7 @@ from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.data.transforms import TransformConfig
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses.base import LossConfig
 from visual_tokenizer.quantizers.base import QuantizerConfig
 from visual_tokenizer.registry import ConfigError
@@ -23,12 +24,12 @@ PARTS = ("encoder", "to_codes", "quantizer", "from_codes", "decoder")
 def _at_least(section: object, name: str, least: float) -> None:
     value = getattr(section, name)
     if not value >= least:
-        raise ValueError(f"{name} must be {least} or more, got {value}")
+        raise UserError(f"{name} must be {least} or more, got {value}")
 
 
 def _one_of(section: object, name: str, choices: tuple[str, ...]) -> None:
     if getattr(section, name) not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(section, name)!r}")
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(section, name)!r}")
 
 
 @dataclass(kw_only=True)
@@ -84,14 +85,14 @@ class OptimizerSection:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+            raise UserError(f"betas must be two numbers in [0, 1), got {self.betas}")
         _at_least(self, "weight_decay", 0)
         _at_least(self, "warmup_steps", 0)
         _one_of(self, "schedule", SCHEDULES)
         if not 0 <= self.min_learning_rate_ratio <= 1:
-            raise ValueError(f"min_learning_rate_ratio must be in [0, 1], got {self.min_learning_rate_ratio}")
+            raise UserError(f"min_learning_rate_ratio must be in [0, 1], got {self.min_learning_rate_ratio}")
 
 
 @dataclass(kw_only=True)
@@ -174,7 +175,7 @@ class TrainingSection:
             _at_least(self, name, 0)
         _one_of(self, "mixed_precision", MIXED_PRECISION)
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+            raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
 @dataclass(kw_only=True)
@@ -233,21 +234,21 @@ class TokenizerRecipe:
         frames = self.data.source.clip_frames
         if frames != self.num_frames:
             has = f"clips of {frames} frames" if frames else "pictures"
-            raise ValueError(
+            raise UserError(
                 f"num_frames must be what data.source gives ({frames}: {self.data.source.type} gives {has}), "
                 f"got {self.num_frames}"
             )
         if not self.losses:
-            raise ValueError("losses must hold one loss or more")
+            raise UserError("losses must hold one loss or more")
         names = [loss.type for loss in self.losses]
         if len(set(names)) != len(names):
-            raise ValueError(f"losses must be different from one another, got {names}")
+            raise UserError(f"losses must be different from one another, got {names}")
         self._check_teacher()
         unknown = [name for name in self.freeze if name not in PARTS]
         if unknown or len(set(self.freeze)) != len(self.freeze) or len(self.freeze) == len(PARTS):
-            raise ValueError(f"freeze must name some of {', '.join(PARTS)}, each once and not all, got {self.freeze}")
+            raise UserError(f"freeze must name some of {', '.join(PARTS)}, each once and not all, got {self.freeze}")
         if self.adversarial is not None and self.adversarial.adaptive and "decoder" in self.freeze:
-            raise ValueError(
+            raise UserError(
                 "adversarial.adaptive must be false where freeze names the decoder, whose last layer it needs"
             )
 
@@ -255,11 +256,11 @@ class TokenizerRecipe:
         if self.teacher is None:
             return
         if not any(loss.wants_teacher for loss in self.losses):
-            raise ValueError(
+            raise UserError(
                 "teacher must be null where no loss learns from it: each names a network of its own, or needs none"
             )
         if self.teacher.cache_dir is not None and (self.data.transform.crop != "center" or self.num_frames):
-            raise ValueError(
+            raise UserError(
                 "teacher.cache_dir must be null unless data.transform.crop is center and num_frames is 0: a picture's "
                 f"pixels must be the same each epoch, got crop {self.data.transform.crop} and {self.num_frames} frames"
             )

@@ -9,12 +9,13 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from mmlm.backbones.base import Backbone, BackboneConfig, LanguageModelNotFoundError
+from mmlm.backbones.base import Backbone, BackboneConfig
 from mmlm.layouts.base import LayoutConfig
 from mmlm.processing import MultimodalProcessor
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer.convert import load_published
 from visual_tokenizer.convert.conversion import build_source
+from visual_tokenizer.errors import MissingFileError, UserError
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 
 
@@ -69,8 +70,8 @@ class PublishedBackbone(Backbone):
         """Return the model, in eval mode on the CPU, and the processor with its visual tokenizer.
 
         Raises:
-            LanguageModelNotFoundError: it is not there.
-            LayoutError: the visual tokenizer's weights are not those of the source.
+            MissingFileError: it is not there.
+            UserError: the visual tokenizer's weights are not those of the source.
         """
         return self.adopt(*self.read(), decoder=self.decoder())
 
@@ -78,7 +79,7 @@ class PublishedBackbone(Backbone):
         """Return transformers' whole model and its text tokenizer.
 
         Raises:
-            LanguageModelNotFoundError: it is not there.
+            MissingFileError: it is not there.
         """
         options = {} if self.config.revision is None else {"revision": self.config.revision}
         try:
@@ -87,7 +88,7 @@ class PublishedBackbone(Backbone):
                 self.config.path, dtype=self.torch_dtype, use_safetensors=True, **options
             )
         except (OSError, ValueError) as error:
-            raise LanguageModelNotFoundError(
+            raise MissingFileError(
                 f"no {self.whole_class.__name__} with safetensors weights and a tokenizer at "
                 f"'{self.config.path}': {error}"
             ) from error
@@ -121,6 +122,6 @@ def with_weights(
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     if set(missing) - tied or unexpected:
-        raise ValueError(f"weights do not fit {model_class.__name__}: missing {missing}, unexpected {unexpected}")
+        raise UserError(f"weights do not fit {model_class.__name__}: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
     return model

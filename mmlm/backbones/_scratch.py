@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mmlm.backbones.base import Backbone, BackboneConfig
 from mmlm.text_tokenizer import train_text_tokenizer
 from visual_tokenizer.data.sources.base import SPLITS, DataSourceError, Source, SourceConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -49,15 +50,15 @@ class ScratchConfig(BackboneConfig):
         super().__post_init__()
         for name in ("layers", "heads", "ffn", "max_positions"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.hidden_size < 1 or self.hidden_size % (2 * self.heads):
-            raise ValueError(f"hidden_size must be a multiple of 2 · heads = {2 * self.heads}, got {self.hidden_size}")
+            raise UserError(f"hidden_size must be a multiple of 2 · heads = {2 * self.heads}, got {self.hidden_size}")
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
-            raise ValueError(f"kv_heads must divide heads = {self.heads}, got {self.kv_heads}")
+            raise UserError(f"kv_heads must divide heads = {self.heads}, got {self.kv_heads}")
         if not 0 <= self.attention_dropout < 1:
-            raise ValueError(f"attention_dropout must be in [0, 1), got {self.attention_dropout}")
+            raise UserError(f"attention_dropout must be in [0, 1), got {self.attention_dropout}")
         if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
 
 
 class ScratchBackbone(Backbone):

@@ -8,13 +8,10 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class LanguageModelNotFoundError(FileNotFoundError):
-    """The language model that a recipe names is not there."""
 
 
 @dataclass(kw_only=True)
@@ -26,7 +23,7 @@ class BackboneConfig(PartConfig, package="mmlm.backbones"):
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
 
 class Backbone:
@@ -46,7 +43,7 @@ class Backbone:
         """Return the model, in eval mode on the CPU, and its text tokenizer.
 
         Raises:
-            LanguageModelNotFoundError: it is not there.
+            MissingFileError: it is not there.
         """
         raise NotImplementedError
 

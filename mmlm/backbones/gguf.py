@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mmlm.backbones.base import Backbone, BackboneConfig, LanguageModelNotFoundError
+from mmlm.backbones.base import Backbone, BackboneConfig
 from mmlm.language_models import SMOLLM2_PACKAGE, load_gguf, load_smollm2
+from visual_tokenizer.errors import MissingFileError, UserError
 
 
 @dataclass(kw_only=True)
@@ -22,9 +23,9 @@ class GGUFConfig(BackboneConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.path is None) == (self.package is None):
-            raise ValueError(f"give either path or package, got path={self.path!r} and package={self.package!r}")
+            raise UserError(f"give either path or package, got path={self.path!r} and package={self.package!r}")
         if self.package not in (None, SMOLLM2_PACKAGE):
-            raise ValueError(f"package must be {SMOLLM2_PACKAGE}, got {self.package!r}")
+            raise UserError(f"package must be {SMOLLM2_PACKAGE}, got {self.package!r}")
 
 
 class GGUF(Backbone):
@@ -38,4 +39,4 @@ class GGUF(Backbone):
                 return load_gguf(self.config.path, self.torch_dtype)
             return load_smollm2(self.torch_dtype)
         except (FileNotFoundError, ModuleNotFoundError) as error:
-            raise LanguageModelNotFoundError(str(error)) from error
+            raise MissingFileError(str(error)) from error

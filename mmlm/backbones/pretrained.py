@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mmlm.backbones.base import Backbone, BackboneConfig, LanguageModelNotFoundError
+from mmlm.backbones.base import Backbone, BackboneConfig
+from visual_tokenizer.errors import MissingFileError
 
 
 @dataclass(kw_only=True)
@@ -32,7 +33,7 @@ class Pretrained(Backbone):
                 self.config.path, dtype=self.torch_dtype, use_safetensors=True, **options
             )
         except (OSError, ValueError) as error:
-            raise LanguageModelNotFoundError(
+            raise MissingFileError(
                 f"no language model with safetensors weights and a tokenizer at '{self.config.path}': {error}"
             ) from error
         return model.eval(), tokenizer

@@ -12,6 +12,7 @@ from transformers import ChameleonConfig, PreTrainedModel
 
 from mmlm.backbones._scratch import ScratchBackbone, ScratchConfig
 from mmlm.chameleon_model import ChameleonForCausalLM
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -28,7 +29,7 @@ class ScratchChameleonConfig(ScratchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.residual_dropout < 1:
-            raise ValueError(f"residual_dropout must be in [0, 1), got {self.residual_dropout}")
+            raise UserError(f"residual_dropout must be in [0, 1), got {self.residual_dropout}")
 
 
 class ScratchChameleon(ScratchBackbone):

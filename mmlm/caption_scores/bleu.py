@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from visual_tokenizer.errors import UserError
+
 PACKAGE = "sacrebleu"
 
 
-class MissingPackageError(ModuleNotFoundError):
+class MissingPackageError(UserError, ModuleNotFoundError):
     """BLEU's package is not installed."""
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mmlm.caption_scores.words import NGram, ngrams, words
+from visual_tokenizer.errors import UserError
 
 LONGEST = 4
 """N, the longest runs of words."""
@@ -36,7 +37,7 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> lis
         ValueError: lengths that differ, or a picture without a reference.
     """
     if len(captions) != len(references) or not all(references):
-        raise ValueError(
+        raise UserError(
             f"references must be one list of one or more for each of the {len(captions)} captions, "
             f"got {len(references)}, {sum(not own for own in references)} of them empty"
         )

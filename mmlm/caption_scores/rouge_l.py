@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmlm.caption_scores.words import words
+from visual_tokenizer.errors import UserError
 
 BETA = 1.2
 """Weight of recall against precision."""
@@ -21,7 +22,7 @@ def rouge_l(caption: str, references: Sequence[str]) -> float:
         ValueError: no reference.
     """
     if not references:
-        raise ValueError("references must hold one text or more, got none")
+        raise UserError("references must hold one text or more, got none")
     tokens = words(caption)
     wanted = [words(reference) for reference in references]
     shared = [longest_common_subsequence(tokens, one) for one in wanted]

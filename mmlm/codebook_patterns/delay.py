@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmlm.codebook_patterns.base import EMPTY, CodebookPattern, PatternConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -21,7 +22,7 @@ class DelayConfig(PatternConfig):
 
     def __post_init__(self) -> None:
         if not self.empty_token:
-            raise ValueError("empty_token must be a name, got ''")
+            raise UserError("empty_token must be a name, got ''")
 
 
 class Delay(CodebookPattern):

@@ -12,7 +12,6 @@ import typer
 
 from mmlm.commands.registration import (
     BatchOption,
-    CommandLineError,
     DeviceOption,
     ModelOption,
     SeedOption,
@@ -22,6 +21,7 @@ from mmlm.commands.registration import (
     be_quiet,
     command,
 )
+from visual_tokenizer.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,9 +83,9 @@ def generate(
     """
     prompts = [*(prompt or []), *_lines(prompts_file)]
     if not prompts:
-        raise CommandLineError("nothing to draw: give --prompt or --prompts-file")
+        raise UserError("nothing to draw: give --prompt or --prompts-file")
     if best_of > 1 and (num_images > 1 or image):
-        raise CommandLineError("--best-of gives one picture of a text: leave --num-images and --image out")
+        raise UserError("--best-of gives one picture of a text: leave --num-images and --image out")
     target = _picture_file(out)
     _check_files("--image", image or [])
     from mmlm.generation.best_of import CaptionLikelihood, generate_best
@@ -186,7 +186,7 @@ def answer(
     files = image or []
     _check_files("--image", files)
     if Path(out).exists():
-        raise CommandLineError(f"--out: {out!r} exists, choose another folder")
+        raise UserError(f"--out: {out!r} exists, choose another folder")
     pictures = _open(files)
     pieces = _placed(prompt, pictures)
     from mmlm.generation.interleaved import generate_interleaved, join_pieces
@@ -230,7 +230,7 @@ def _placed(prompt: str, pictures: list[Image.Image]) -> list[Any]:
         return [*pictures, prompt] if prompt else [*pictures]
     named = [int(number) for number in parts[1::2]]
     if sorted(set(named)) != list(range(1, len(pictures) + 1)):
-        raise CommandLineError(f"--prompt names the pictures {named}, but there are {len(pictures)}")
+        raise UserError(f"--prompt names the pictures {named}, but there are {len(pictures)}")
     pieces = [pictures[int(part) - 1] if place % 2 else part for place, part in enumerate(parts)]
     return [piece for piece in pieces if piece != ""]
 
@@ -238,7 +238,7 @@ def _placed(prompt: str, pictures: list[Image.Image]) -> list[Any]:
 def _check_files(option: str, files: list[str]) -> None:
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
-        raise CommandLineError(f"{option}: no file {missing[0]!r}")
+        raise UserError(f"{option}: no file {missing[0]!r}")
 
 
 def _open(files: list[str]) -> list[Image.Image]:
@@ -247,14 +247,14 @@ def _open(files: list[str]) -> list[Image.Image]:
     try:
         return [Image.open(file) for file in files]
     except UnidentifiedImageError as error:
-        raise CommandLineError(f"--image: {error}") from error
+        raise UserError(f"--image: {error}") from error
 
 
 def _lines(file: str | None) -> list[str]:
     if file is None:
         return []
     if not Path(file).is_file():
-        raise CommandLineError(f"--prompts-file: no file {file!r}")
+        raise UserError(f"--prompts-file: no file {file!r}")
     lines = Path(file).read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
@@ -265,7 +265,7 @@ def _picture_file(name: str) -> Path:
     known = Image.registered_extensions()
     target = Path(name)
     if known.get(target.suffix.lower()) not in Image.SAVE or target.is_dir():
-        raise CommandLineError(f"--out must be a picture file such as picture.png, got {name!r}")
+        raise UserError(f"--out must be a picture file such as picture.png, got {name!r}")
     return target
 
 

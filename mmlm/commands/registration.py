@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from mmlm.user_errors import exit_on_user_error
+from visual_tokenizer.errors import exit_on_user_error
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -32,10 +32,6 @@ TopKOption = Annotated[int, typer.Option("--top-k", help="Sample from the k like
 TopPOption = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this probability.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Pictures at a time.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0: the likeliest token.")]
-
-
-class CommandLineError(ValueError):
-    """Arguments that do not fit together, or files that are not there."""
 
 
 def command(name: str, **options: Any) -> Callable[[Command], Command]:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from mmlm.commands.registration import BatchOption, CommandLineError, DeviceOption, ModelOption, be_quiet, command
+from mmlm.commands.registration import BatchOption, DeviceOption, ModelOption, be_quiet, command
+from visual_tokenizer.errors import UserError
 
 
 @command("serve")
@@ -65,4 +66,4 @@ def serve(
 
 def _require(package: str, extra: str, otherwise: str = "") -> None:
     if importlib.util.find_spec(package) is None:
-        raise CommandLineError(f"{package} is not installed: pip install 'mmlm[{extra}]' {otherwise}".rstrip())
+        raise UserError(f"{package} is not installed: pip install 'mmlm[{extra}]' {otherwise}".rstrip())

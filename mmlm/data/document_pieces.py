@@ -12,6 +12,7 @@ from mmlm.data.piece import Piece
 from mmlm.documents.base import Document, Part, Picture, Turn
 from mmlm.layouts.base import Grid, Layout
 from mmlm.mixture_recipe import DocumentLimits
+from visual_tokenizer.errors import UserError
 
 TOO_MANY_PICTURES = "pictures left out above max_pictures"
 TEXTS_CUT = "texts cut to max_text_tokens"
@@ -19,7 +20,7 @@ DOCUMENTS_CUT = "documents cut to max_tokens"
 PICTURES_CUT = "pictures left out above max_tokens"
 
 
-class DroppedDocumentError(ValueError):
+class DroppedDocumentError(UserError):
     """A document is left out; the message says why."""
 
 

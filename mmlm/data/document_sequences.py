@@ -12,12 +12,13 @@ from torch.utils.data import Dataset
 
 from mmlm.cross_entropy import IGNORED_LABEL
 from mmlm.data.document_shards import DocumentRows
-from mmlm.data.pairs import IMAGE, STRUCTURE, SequenceLengthError
+from mmlm.data.pairs import IMAGE, STRUCTURE
 from mmlm.data.picture_indices import PictureIndices, StoredIndices
 from mmlm.data.shards import ShardError
 from mmlm.documents.base import DocumentSource, Placed
 from mmlm.layouts.base import Grid, Layout
 from visual_tokenizer.data.transforms import uniforms
+from visual_tokenizer.errors import UserError
 
 
 class DocumentSequences(Dataset):
@@ -68,9 +69,9 @@ class DocumentSequences(Dataset):
         return int(self.rows.lengths.max())
 
     def check_length(self, max_positions: int) -> None:
-        """Raise `SequenceLengthError` if the longest sequence has more than `max_positions` tokens."""
+        """Raise `UserError` if the longest sequence has more than `max_positions` tokens."""
         if self.longest() > max_positions:
-            raise SequenceLengthError(
+            raise UserError(
                 f"the longest document of '{self.name}' has {self.longest()} tokens, more than the {max_positions} of "
                 "data.max_length and the model's positions: set data.max_length, or the member's limits.max_tokens"
             )

@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from mmlm.data.packing import Sequences
+from visual_tokenizer.errors import UserError
 
 BLOCK = 1024
 """Positions within which every set has its share, but for a rounding that evens out over the blocks."""
@@ -18,7 +19,7 @@ class Member(Sequences, Protocol):
     """A set of sequences of a mixture; it has an item for every position, from 0 on without end."""
 
     def check_length(self, max_positions: int) -> None:
-        """Raise `SequenceLengthError` if an item may have more than `max_positions` tokens."""
+        """Raise `UserError` if an item may have more than `max_positions` tokens."""
 
 
 class MixtureSequences(Dataset):
@@ -41,7 +42,7 @@ class MixtureSequences(Dataset):
         self, members: Sequence[Member], weights: Sequence[float], *, seed: int = 0, length: int | None = None
     ) -> None:
         if not members or len(members) != len(weights) or min(weights) <= 0:
-            raise ValueError(
+            raise UserError(
                 f"a mixture needs one set or more, each with a weight above 0; got {len(members)} sets and {weights}"
             )
         self.members, self.seed = list(members), seed
@@ -53,7 +54,7 @@ class MixtureSequences(Dataset):
         return self.length
 
     def check_length(self, max_positions: int) -> None:
-        """Raise `SequenceLengthError` if an item may have more than `max_positions` tokens."""
+        """Raise `UserError` if an item may have more than `max_positions` tokens."""
         for member in self.members:
             member.check_length(max_positions)
 

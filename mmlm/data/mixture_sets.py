@@ -32,7 +32,7 @@ def iter_shards(
         verify: read all shards, compare their checksums, and make damaged ones again.
 
     Raises:
-        ShardMismatchError: a folder holds other shards.
+        UserError: a folder holds other shards.
     """
     data = recipe.data
     for name, member in zip(member_names(data.mixture), data.mixture, strict=True):
@@ -67,7 +67,7 @@ class HeldoutDocuments(ConcatDataset):
     """The held-out documents of all members, one after another."""
 
     def check_length(self, max_positions: int) -> None:
-        """Raise `SequenceLengthError` if a document has more than `max_positions` tokens."""
+        """Raise `UserError` if a document has more than `max_positions` tokens."""
         for part in self.datasets:
             part.check_length(max_positions)  # type: ignore[attr-defined]
 

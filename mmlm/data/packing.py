@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from mmlm.cross_entropy import IGNORED_LABEL
+from visual_tokenizer.errors import UserError
 
 
 class Sequences(Protocol):
@@ -35,7 +36,7 @@ def best_fit_decreasing(lengths: Sequence[int] | np.ndarray, capacity: int) -> l
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     if sizes.size and not (sizes.min() >= 1 and sizes.max() <= capacity):
-        raise ValueError(f"lengths must be in 1 … {capacity}, got {sizes.min()} … {sizes.max()}")
+        raise UserError(f"lengths must be in 1 … {capacity}, got {sizes.min()} … {sizes.max()}")
     rows: list[list[int]] = []
     by_room: dict[int, list[int]] = {}
     rooms: list[int] = []  # sorted: the room of the rows in by_room
@@ -83,7 +84,7 @@ class PackedSequences(Dataset):
         self, sequences: Sequences, capacity: int, buffer: int = 4096, *, seed: int = 0, count: int | None = None
     ) -> None:
         if capacity < 1 or buffer < 1:
-            raise ValueError(f"capacity and buffer must be 1 or more, got {capacity} and {buffer}")
+            raise UserError(f"capacity and buffer must be 1 or more, got {capacity} and {buffer}")
         self.sequences, self.capacity, self.buffer, self.seed = sequences, capacity, buffer, seed
         self.count = buffer if count is None else count
         self.length: int | None = None

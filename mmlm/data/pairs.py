@@ -17,6 +17,7 @@ from mmlm.cross_entropy import IGNORED_LABEL
 from mmlm.data.shards import RaggedColumn, ShardError
 from mmlm.layouts.base import Layout
 from visual_tokenizer.data.transforms import uniforms
+from visual_tokenizer.errors import UserError
 
 KINDS = ("text", "image", "structure")
 """What a token is; its place here is its value in `token_kinds`."""
@@ -24,10 +25,6 @@ TEXT, IMAGE, STRUCTURE = range(3)
 PADDING = -1
 """Value of `token_kinds` where there is no token."""
 CAPTIONS_AT_A_TIME = 1000
-
-
-class SequenceLengthError(ValueError):
-    """A sequence is longer than the language model's positions."""
 
 
 @dataclass
@@ -134,9 +131,9 @@ class PairSequences(Dataset):
         return describes, not describes and dropped < self.options.caption_dropout
 
     def check_length(self, max_positions: int) -> None:
-        """Raise `SequenceLengthError` if the longest sequence has more than `max_positions` tokens."""
+        """Raise `UserError` if the longest sequence has more than `max_positions` tokens."""
         if self.longest() > max_positions:
-            raise SequenceLengthError(
+            raise UserError(
                 f"the longest sequence has {self.longest()} tokens, more than the {max_positions} of data.max_length "
                 f"and the model's positions: lower data.max_caption_tokens (now {self.options.max_caption_tokens}) or "
                 "take a visual tokenizer with fewer tokens a picture"

@@ -17,6 +17,7 @@ from mmlm.data.tokenize import shards_of
 from mmlm.lm_recipe import LMRecipe
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.encoders.base import ResolutionError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
 
@@ -33,7 +34,7 @@ class StagedSequences(Dataset):
 
     def __init__(self, sets: Sequence[PairSequences], ends: Sequence[int]) -> None:
         if len(sets) != len(ends) + 1 or list(ends) != sorted(set(ends)):
-            raise ValueError(f"sets must be one more than the ascending ends, got {len(sets)} sets and ends {ends}")
+            raise UserError(f"sets must be one more than the ascending ends, got {len(sets)} sets and ends {ends}")
         self.sets, self.ends = list(sets), list(ends)
         self.length = len(sets[0])
 
@@ -45,7 +46,7 @@ class StagedSequences(Dataset):
         return bisect.bisect_right(self.ends, position)
 
     def check_length(self, max_positions: int) -> None:
-        """Raise `SequenceLengthError` if the longest sequence of any stage has more than `max_positions` tokens."""
+        """Raise `UserError` if the longest sequence of any stage has more than `max_positions` tokens."""
         for one in self.sets:
             one.check_length(max_positions)
 

@@ -28,6 +28,7 @@ from mmlm.data.shards import (
     header_provenance,
 )
 from visual_tokenizer.checkpoints import sync_folder
+from visual_tokenizer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class ShardPlan:
     def range_of(self, unit: int) -> range:
         """Return the rows of a unit of a map-style set."""
         if self.rows is None or self.rows_per_unit is None:
-            raise ValueError("the units of a stream are its files, not ranges of rows")
+            raise UserError("the units of a stream are its files, not ranges of rows")
         return range(unit * self.rows_per_unit, min((unit + 1) * self.rows_per_unit, self.rows))
 
 

@@ -51,7 +51,7 @@ def reopen_if_damaged(folder: Path, expected: ShardHeader) -> bool:
     """Verify the checksums of finished shards; if some are wrong, make the folder unfinished again and return True.
 
     Raises:
-        ShardMismatchError: the shards are of another visual tokenizer, preprocessing, source or split.
+        UserError: the shards are of another visual tokenizer, preprocessing, source or split.
     """
     check_header(read_header(folder, type(expected)), expected, folder)
     plan = read_plan(folder)

@@ -17,6 +17,7 @@ from mmlm.data.shard_files import read_manifest, shard_name
 from mmlm.data.shard_plan import ShardPlan, finish_shards, open_unfinished, plan_shards, read_plan
 from mmlm.data.shard_verification import unfinished_folder, wait_for, whole_units
 from mmlm.data.shards import Header, ShardError, read_header
+from visual_tokenizer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def write_shards(
         ValueError: `rows_per_shard` below 1.
     """
     if rows_per_shard is not None and rows_per_shard < 1:
-        raise ValueError(f"rows_per_shard must be 1 or more, got {rows_per_shard}")
+        raise UserError(f"rows_per_shard must be 1 or more, got {rows_per_shard}")
     state = PartialState()
     if folder.exists():
         raise ShardError(f"{folder} cannot be made: it is there")

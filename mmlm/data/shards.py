@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmlm.processing import MultimodalProcessor
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 HEADER_NAME = "header.json"
@@ -28,12 +29,8 @@ KNOWN_AT_THE_END = ("count", "skipped", "skipped_by_reason", "changed")
 VOLATILE_PREPROCESSING = ("processor_class", "image_processor_type", "transformers_version", "_name_or_path")
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """A shard folder is not there, unfinished or damaged."""
-
-
-class ShardMismatchError(ShardError):
-    """Shards were made by another visual tokenizer, or of other pictures, than the run asks for."""
 
 
 @dataclass
@@ -132,7 +129,7 @@ def read_header(folder: str | os.PathLike[str], kind: type[Header] = ShardHeader
 
 
 def check_header(found: ShardHeader, expected: ShardHeader, folder: str | os.PathLike[str]) -> None:
-    """Raise `ShardMismatchError` naming every field in which shards are not what a run expects."""
+    """Raise `UserError` naming every field in which shards are not what a run expects."""
     ours, theirs = header_provenance(expected), header_provenance(found)
     different = [
         f"{key} is {_short(theirs[key], ours[key])}, expected {_short(ours[key], theirs[key])}"
@@ -140,7 +137,7 @@ def check_header(found: ShardHeader, expected: ShardHeader, folder: str | os.Pat
         if ours[key] != theirs[key]
     ]
     if different:
-        raise ShardMismatchError(
+        raise UserError(
             f"{folder} was made for something else: {'; '.join(different)}. "
             "Delete the folder to tokenize the pictures again, or name another data.shards_dir"
         )
@@ -165,7 +162,7 @@ def load_shards(folder: str | os.PathLike[str], expected: ShardHeader | None = N
 
     Raises:
         ShardError: not there, unfinished or damaged.
-        ShardMismatchError: another visual tokenizer, preprocessing, source or split.
+        UserError: another visual tokenizer, preprocessing, source or split.
     """
     header = read_header(folder, ShardHeader if expected is None else type(expected))
     if expected is not None:

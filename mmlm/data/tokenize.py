@@ -27,10 +27,12 @@ from mmlm.data.shard_verification import reopen_if_damaged
 from mmlm.data.sharding import write_shards
 from mmlm.data.shards import ShardHeader, expected_header, load_shards
 from mmlm.lm_recipe import LMRecipe
-from mmlm.merge_record import MissingCodecError
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.decoding import UnreadableImageError
 from visual_tokenizer.data.sources.base import Source, SourceConfig
+from visual_tokenizer.errors import UserError, program
+from visual_tokenizer.processes import leave_process_group
+from visual_tokenizer.recipe import parse_arguments
 from visual_tokenizer.registry import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -62,14 +64,12 @@ def tokenize_units(
     """Write the shard files of some units; yield, after each batch, how many pictures it had.
 
     Raises:
-        MissingCodecError: the processor has no visual tokenizer.
-        TooManyUnreadableError: too large a share of the pictures is unreadable.
+        UserError: the processor has no visual tokenizer.
+        UserError: too large a share of the pictures is unreadable.
     """
     codec = processor.codec
     if codec is None:
-        raise MissingCodecError(
-            "pictures can only be tokenized by a processor that was loaded with its visual tokenizer"
-        )
+        raise UserError("pictures can only be tokenized by a processor that was loaded with its visual tokenizer")
     decoding = RowDecoding(source, processor.image_processor)
     writer: ShardWriter | None = None
     for batch in iter_batches(rows, plan, units, decoding, batch_size, loader_workers):
@@ -158,7 +158,7 @@ def shards_of(
 
     Raises:
         ConfigError: the recipe has a mixture.
-        ShardMismatchError: the folder holds other shards.
+        UserError: the folder holds other shards.
     """
     data = recipe.data
     source = data.source
@@ -189,28 +189,25 @@ def splits_of(recipe: LMRecipe) -> list[str]:
     return [recipe.data.train_split] + ([recipe.data.heldout_split] if recipe.training.evaluate_every_steps else [])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read a recipe and tokenize the splits it names, or verify what is there."""
-    from mmlm.user_errors import exit_on_user_error
-    from visual_tokenizer.recipe import parse_arguments
-
+@program(PROGRAM)
+def main(arguments: Sequence[str]) -> int:
+    """Tokenize the splits that a recipe names, or verify what is there; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    with exit_on_user_error("mmlm.data.tokenize"):
-        recipe = parse_arguments(LMRecipe, arguments, program=PROGRAM, about=ABOUT)
-        processor = MultimodalProcessor.from_pretrained(recipe.model)
-        is_launched = int(os.environ.get("LOCAL_RANK", -1)) >= 0  # only a launcher sets it
-        on_cpu = not torch.accelerator.is_available()
-        state = PartialState(**({"cpu": True, "backend": "gloo"} if on_cpu and is_launched else {"cpu": on_cpu}))
-        for split in splits_of(recipe):
-            if recipe.data.mixture:
-                for name, _, documents in iter_shards(processor, recipe, split, verify=True):
-                    state.print(f"{recipe.data.shards_dir}/{name}/{split}: {len(documents)} documents")
-            else:
-                rows = shards_of(processor, recipe, split, verify=True)
-                state.print(f"{recipe.data.shards_dir}/{split}: {len(rows)} pictures")
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    recipe = parse_arguments(LMRecipe, arguments, program=PROGRAM, about=ABOUT)
+    processor = MultimodalProcessor.from_pretrained(recipe.model)
+    is_launched = int(os.environ.get("LOCAL_RANK", -1)) >= 0  # only a launcher sets it
+    on_cpu = not torch.accelerator.is_available()
+    state = PartialState(**({"cpu": True, "backend": "gloo"} if on_cpu and is_launched else {"cpu": on_cpu}))
+    for split in splits_of(recipe):
+        if recipe.data.mixture:
+            for name, _, documents in iter_shards(processor, recipe, split, verify=True):
+                state.print(f"{recipe.data.shards_dir}/{name}/{split}: {len(documents)} documents")
+        else:
+            rows = shards_of(processor, recipe, split, verify=True)
+            state.print(f"{recipe.data.shards_dir}/{split}: {len(rows)} pictures")
+    leave_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

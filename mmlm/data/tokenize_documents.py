@@ -27,10 +27,10 @@ from mmlm.data.shard_verification import reopen_if_damaged
 from mmlm.data.sharding import write_shards
 from mmlm.data.shards import load_shards
 from mmlm.documents.base import DocumentSource, DocumentSourceConfig
-from mmlm.merge_record import MissingCodecError
 from mmlm.mixture_recipe import ON_THE_FLY, MixtureMember
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.decoding import UnreadableImageError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
 
@@ -62,11 +62,11 @@ def tokenize_documents(
 
     Raises:
         ConfigError: a stream is to be tokenized on the fly.
-        DataSourceError, ShardError, TooManyUnreadableError: see there.
+        DataSourceError, ShardError, UserError: see there.
     """
     source: DocumentSource = DocumentSourceConfig.family.build(member.documents)
     if processor.codec is None:
-        raise MissingCodecError("documents can only be tokenized by a processor with its visual tokenizer")
+        raise UserError("documents can only be tokenized by a processor with its visual tokenizer")
     header = expected_document_header(processor, member, split, max_length)
     make = PieceMaker(processor.layout, processor.grid, effective_limits(member, max_length))
 
@@ -158,7 +158,7 @@ def document_shards_of(
         verify: read all shards, compare their checksums, and make damaged ones again.
 
     Raises:
-        ShardMismatchError: the folder holds other shards.
+        UserError: the folder holds other shards.
     """
     expected = functools.partial(expected_document_header, processor, member, split, max_length)
     # One process looks: the others may see the folder that it is still about to write.

@@ -16,6 +16,7 @@ import datasets
 
 from visual_tokenizer.data.decoding import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, SkipReport
 from visual_tokenizer.data.sources.base import SPLITS, DataSourceError, hash_fraction
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -24,7 +25,7 @@ DROP_PICTURE, DROP_DOCUMENT = "drop_picture", "drop_document"
 MISSING_PICTURES = (DROP_PICTURE, DROP_DOCUMENT)
 
 
-class BrokenDocumentError(ValueError):
+class BrokenDocumentError(UserError):
     """A row is no document; it is left out and counted, with this reason."""
 
 
@@ -92,14 +93,14 @@ class DocumentSourceConfig(PartConfig, package="mmlm.documents"):
 
     def __post_init__(self) -> None:
         if not 0 <= self.heldout_fraction < 1:
-            raise ValueError(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
+            raise UserError(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
         if not 1 <= self.max_pixels <= LARGEST_MAX_PIXELS:
-            raise ValueError(f"max_pixels must be in 1 … {LARGEST_MAX_PIXELS}, got {self.max_pixels}")
+            raise UserError(f"max_pixels must be in 1 … {LARGEST_MAX_PIXELS}, got {self.max_pixels}")
         if not 0 <= self.max_unreadable_fraction <= 1:
-            raise ValueError(f"max_unreadable_fraction must be in [0, 1], got {self.max_unreadable_fraction}")
+            raise UserError(f"max_unreadable_fraction must be in [0, 1], got {self.max_unreadable_fraction}")
         if self.missing_pictures not in MISSING_PICTURES:
             known = ", ".join(MISSING_PICTURES)
-            raise ValueError(f"missing_pictures must be one of {known}, got {self.missing_pictures!r}")
+            raise UserError(f"missing_pictures must be one of {known}, got {self.missing_pictures!r}")
 
     @property
     def attribution(self) -> str:

@@ -13,6 +13,7 @@ from mmlm.documents._content import chat, file_in, interleaved, marked
 from mmlm.documents._tables import to_document_rows
 from mmlm.documents.base import Document, DocumentSource, DocumentSourceConfig
 from visual_tokenizer.data.sources.base import DataSourceError
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -42,7 +43,7 @@ class HFDocumentsConfig(DocumentSourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.texts_column is None) == (self.messages_column is None):
-            raise ValueError(
+            raise UserError(
                 "either texts_column or messages_column must be given, got "
                 f"{self.texts_column!r} and {self.messages_column!r}"
             )

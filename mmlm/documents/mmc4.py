@@ -16,6 +16,7 @@ from mmlm.documents._content import as_list, file_in, join_texts
 from mmlm.documents._lines import index_lines, read_entry
 from mmlm.documents.base import BrokenDocumentError, Document, DocumentSource, DocumentSourceConfig, Part
 from visual_tokenizer.data.sources._files import expand
+from visual_tokenizer.errors import UserError
 
 BETWEEN_SENTENCES = " "
 
@@ -34,7 +35,7 @@ class Mmc4Config(DocumentSourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not -1 <= self.min_similarity <= 1:
-            raise ValueError(f"min_similarity must be in [-1, 1], got {self.min_similarity}")
+            raise UserError(f"min_similarity must be in [-1, 1], got {self.min_similarity}")
 
 
 class Mmc4(DocumentSource):

@@ -13,6 +13,7 @@ from mmlm.documents.base import Document, DocumentSource, DocumentSourceConfig, 
 from visual_tokenizer.data.sources._emoji_groups import group_and_subgroup
 from visual_tokenizer.data.sources._openmoji import ATTRIBUTION
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
+from visual_tokenizer.errors import UserError
 
 OPENINGS = ("First comes {name}.", "Here is {name}.", "This is {name}.")
 CONTINUATIONS = ("Then comes {name}.", "Next is {name}.", "And this is {name}.")
@@ -48,9 +49,9 @@ class OpenMojiStoriesConfig(DocumentSourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stories < 1:
-            raise ValueError(f"stories must be 1 or more, got {self.stories}")
+            raise UserError(f"stories must be 1 or more, got {self.stories}")
         if not 2 <= self.min_pictures <= self.max_pictures:
-            raise ValueError(
+            raise UserError(
                 f"min_pictures must be 2 or more and at most max_pictures, got {self.min_pictures} and "
                 f"{self.max_pictures}"
             )

@@ -11,6 +11,7 @@ import datasets
 
 from mmlm.documents.base import DROP_DOCUMENT, Document, DocumentSource, DocumentSourceConfig, Part, Picture, Placed
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
+from visual_tokenizer.errors import UserError
 
 FIELDS_OF_THE_SOURCE = ("heldout_fraction", "max_pixels", "max_unreadable_fraction")
 
@@ -34,16 +35,16 @@ class PicturesConfig(DocumentSourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.missing_pictures != DROP_DOCUMENT:
-            raise ValueError(f"missing_pictures must be {DROP_DOCUMENT}, got {self.missing_pictures!r}")
+            raise UserError(f"missing_pictures must be {DROP_DOCUMENT}, got {self.missing_pictures!r}")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in FIELDS_OF_THE_SOURCE:
             own = getattr(self.source, name)
             if getattr(self, name) not in (defaults[name], own):
-                raise ValueError(f"{name} must be given as source.{name}, got {getattr(self, name)}")
+                raise UserError(f"{name} must be given as source.{name}, got {getattr(self, name)}")
             setattr(self, name, own)
         for name in ("image_to_text_fraction", "caption_dropout"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
 
     @property
     def attribution(self) -> str:

@@ -13,6 +13,7 @@ from mmlm.documents._lines import FEATURES, index_lines, read_entry, read_stretc
 from mmlm.documents.base import BrokenDocumentError, Document, DocumentSource, DocumentSourceConfig
 from visual_tokenizer.data.sources._files import expand
 from visual_tokenizer.data.sources.base import DataSourceError
+from visual_tokenizer.errors import UserError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 
@@ -31,7 +32,7 @@ class TextConfig(DocumentSourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.separator == "":
-            raise ValueError("separator must be a text of one character or more, or null, got ''")
+            raise UserError("separator must be a text of one character or more, or null, got ''")
 
 
 class Text(DocumentSource):

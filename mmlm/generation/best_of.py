@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from mmlm.generation.images import generate_indices
 from mmlm.generation.loop import evaluation_mode
-from mmlm.generation.sampling import GenerationError
 from mmlm.processing import MultimodalProcessor
+from visual_tokenizer.errors import UserError
 
 
 class Candidate(NamedTuple):
@@ -110,10 +110,10 @@ def generate_best(
         **settings: of `generate_images`.
 
     Raises:
-        GenerationError: `candidates` below 1, a scorer that gives another number of scores, or as `generate_images`.
+        UserError: `candidates` below 1, a scorer that gives another number of scores, or as `generate_images`.
     """
     if candidates < 1:
-        raise GenerationError(f"candidates must be 1 or more, got {candidates}")
+        raise UserError(f"candidates must be 1 or more, got {candidates}")
     indices = generate_indices(
         model,
         processor,
@@ -128,6 +128,6 @@ def generate_best(
         own = range(number * candidates, (number + 1) * candidates)
         scores = list(scorer([Candidate(images[place], indices[place], prompt) for place in own]))
         if len(scores) != candidates:
-            raise GenerationError(f"the scorer gave {len(scores)} scores for {candidates} candidates")
+            raise UserError(f"the scorer gave {len(scores)} scores for {candidates} candidates")
         best.append(images[own[max(range(candidates), key=scores.__getitem__)]])
     return best

@@ -57,7 +57,7 @@ def draw_blocks(
         compile: see `Decoder`.
 
     Raises:
-        GenerationError: the model has too few positions.
+        UserError: the model has too few positions.
     """
     layout = grammar.layout
     header = [layout.start_slot] if layout.start_slot >= 0 else []

@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from mmlm.generation.loop import evaluation_mode
-from mmlm.generation.sampling import GenerationError, RowSampler, check_sampling, row_uniforms
+from mmlm.generation.sampling import RowSampler, check_sampling, row_uniforms
 from mmlm.generation.writing import text_ids_of, write_text
 from mmlm.processing import MultimodalProcessor
+from visual_tokenizer.errors import UserError
 
 
 def describe_images(
@@ -43,15 +44,15 @@ def describe_images(
         show_progress: draw a bar on stderr.
 
     Raises:
-        GenerationError: a setting out of its range, or scores that are NaN.
-        ModelMismatchError: model and processor do not belong together.
-        MissingCodecError: the processor has no visual tokenizer.
-        InvalidImageError: something that is no picture.
+        UserError: a setting out of its range, or scores that are NaN.
+        UserError: model and processor do not belong together.
+        UserError: the processor has no visual tokenizer.
+        UserError: something that is no picture.
     """
     if not isinstance(images, (list, tuple)) or not images:
-        raise GenerationError(f"images must be a list of one or more pictures, got {images!r}")
+        raise UserError(f"images must be a list of one or more pictures, got {images!r}")
     if max_new_tokens < 1 or batch_size < 1:
-        raise GenerationError(f"max_new_tokens and batch_size must be 1 or more, got {max_new_tokens} and {batch_size}")
+        raise UserError(f"max_new_tokens and batch_size must be 1 or more, got {max_new_tokens} and {batch_size}")
     check_sampling(temperature, top_k, top_p)
     processor.check_model(model)
     layout = processor.layout

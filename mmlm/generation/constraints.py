@@ -14,6 +14,7 @@ from transformers import LogitsProcessor
 
 from mmlm.block_grammar import BlockGrammar, Place
 from mmlm.layouts.base import Layout
+from visual_tokenizer.errors import UserError
 
 
 class LayoutConstraint(LogitsProcessor):
@@ -45,7 +46,7 @@ class LayoutConstraint(LogitsProcessor):
         """
         step = length - self.prompt_length
         if step < 0:
-            raise ValueError(f"prompt_length is {self.prompt_length}, but a sequence has only {length} tokens")
+            raise UserError(f"prompt_length is {self.prompt_length}, but a sequence has only {length} tokens")
         return self.slots[min(step, len(self.slots) - 1)]
 
     def forbidden(self, slot: int, rows: int, device: torch.device) -> Tensor:
@@ -127,7 +128,7 @@ class RowwiseConstraint(LogitsProcessor):
         """Return the place of each row after `input_ids` (B, L); only what is new since the last call is read."""
         length = input_ids.shape[1]
         if length < self.prompt_length:
-            raise ValueError(f"prompt_length is {self.prompt_length}, but a sequence has only {length} tokens")
+            raise UserError(f"prompt_length is {self.prompt_length}, but a sequence has only {length} tokens")
         if self._seen + 1 != length or len(self._places) != len(input_ids):
             self._places = [self.first() for _ in input_ids]  # another call: start anew
             self._seen = self.prompt_length

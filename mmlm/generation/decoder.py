@@ -37,7 +37,7 @@ class Decoder:
             compilation. Models whose inner decoder cannot be used alone run as they are.
 
     Raises:
-        GenerationError: the model has too few positions.
+        UserError: the model has too few positions.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ def draw_pictures(
         compile: see `Decoder`.
 
     Raises:
-        GenerationError: the model has too few positions.
+        UserError: the model has too few positions.
     """
     slots = layout.body(grid).tolist()
     steps = 1 + max(place for place, slot in enumerate(slots) if slot < 0)  # what follows is fixed

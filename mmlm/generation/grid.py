@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from visual_tokenizer.errors import UserError
+
 MARGIN = 8
 FONT_SIZE = 13
 MOST_LINES = 4
@@ -31,13 +33,13 @@ def image_grid(
         ValueError: no pictures, as many captions as pictures not given, or a size below 1.
     """
     if not images:
-        raise ValueError("images must hold one or more pictures, got none")
+        raise UserError("images must hold one or more pictures, got none")
     if captions is not None and len(captions) != len(images):
-        raise ValueError(f"captions must be one for each of the {len(images)} pictures, got {len(captions)}")
+        raise UserError(f"captions must be one for each of the {len(images)} pictures, got {len(captions)}")
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     cell = max(128, *(max(image.size) for image in images)) if cell_size is None else cell_size
     if columns < 1 or cell < 1:
-        raise ValueError(f"columns and cell_size must be 1 or more, got {columns} and {cell}")
+        raise UserError(f"columns and cell_size must be 1 or more, got {columns} and {cell}")
     font = ImageFont.load_default(size=FONT_SIZE)
     texts = [wrap(caption, cell, font) for caption in captions] if captions is not None else [[] for _ in images]
     line = math.ceil(sum(font.getmetrics())) if isinstance(font, ImageFont.FreeTypeFont) else FONT_SIZE

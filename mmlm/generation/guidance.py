@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from mmlm.generation.prompts import Prompt, Segment
-from mmlm.generation.sampling import GenerationError
+from visual_tokenizer.errors import UserError
 
 NOTHING = Prompt((), "")
 """Only BOS and the opening tokens of a picture."""
@@ -50,7 +50,7 @@ class TextGuidance(Guidance):
     """Emu3's: away from a negative prompt, or from no prompt at all.
 
     Raises:
-        GenerationError: a scale below 0, or not finite.
+        UserError: a scale below 0, or not finite.
     """
 
     scale: float
@@ -71,7 +71,7 @@ class TextAndImageGuidance(Guidance):
     """Chameleon's: `u + s_img · (i - u) + s_txt · (full - i)`, where i knows the prompt's pictures and u nothing.
 
     Raises:
-        GenerationError: a scale below 0, or not finite.
+        UserError: a scale below 0, or not finite.
     """
 
     text_scale: float
@@ -103,9 +103,9 @@ def choose_guidance(
 
 
 def check_scale(field: str, scale: float) -> None:
-    """Raise `GenerationError` unless 0 <= scale < infinity."""
+    """Raise `UserError` unless 0 <= scale < infinity."""
     if not 0 <= scale < math.inf:
-        raise GenerationError(f"{field} must be 0 or more, got {scale}")
+        raise UserError(f"{field} must be 0 or more, got {scale}")
 
 
 class ClassifierFreeGuidance(LogitsProcessor):
@@ -127,6 +127,6 @@ class ClassifierFreeGuidance(LogitsProcessor):
             ValueError: an odd number of rows.
         """
         if scores.shape[0] % 2:
-            raise ValueError(f"guidance needs as many unconditional as conditional rows, got {scores.shape[0]} in all")
+            raise UserError(f"guidance needs as many unconditional as conditional rows, got {scores.shape[0]} in all")
         conditional, unconditional = scores.chunk(2)
         return guide(conditional, unconditional, self.scale).repeat(2, 1)

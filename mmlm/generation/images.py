@@ -19,8 +19,9 @@ from mmlm.generation.guidance import choose_guidance
 from mmlm.generation.loop import evaluation_mode
 from mmlm.generation.previews import OnRows, preview_images, steps_of_rows
 from mmlm.generation.prompts import read_prompts
-from mmlm.generation.sampling import GenerationError, RowSampler, check_sampling, row_uniforms
+from mmlm.generation.sampling import RowSampler, check_sampling, row_uniforms
 from mmlm.processing import MultimodalProcessor
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.token_lengths import pad_tokens
 
 
@@ -76,9 +77,9 @@ def generate_images(
         RGB pictures, all of the first prompt first.
 
     Raises:
-        GenerationError: a setting out of its range, or scores that are NaN.
-        ModelMismatchError: model and processor do not belong together.
-        MissingCodecError: the processor has no visual tokenizer.
+        UserError: a setting out of its range, or scores that are NaN.
+        UserError: model and processor do not belong together.
+        UserError: the processor has no visual tokenizer.
     """
     with evaluation_mode(*([] if processor.codec is None else [processor.codec])):
         indices = generate_indices(
@@ -137,7 +138,7 @@ def generate_indices(
         ("rows_per_preview", rows_per_preview),
     ):
         if value < 1:
-            raise GenerationError(f"{field} must be 1 or more, got {value}")
+            raise UserError(f"{field} must be 1 or more, got {value}")
     check_sampling(temperature, top_k, top_p)
     negative = read_prompts(processor, [negative_prompt])[0] if negative_prompt is not None else None
     guidance = choose_guidance(
@@ -203,5 +204,5 @@ def _growing(processor: MultimodalProcessor, every: int, first: int, on_rows: On
 def _seeds(seed: int | Sequence[int], prompts: int, repeats: int) -> list[int]:
     own = [seed] * prompts if isinstance(seed, int) else list(seed)
     if len(own) != prompts:
-        raise GenerationError(f"seed must be one number, or one for each of the {prompts} prompts, got {len(own)}")
+        raise UserError(f"seed must be one number, or one for each of the {prompts} prompts, got {len(own)}")
     return [one for one in own for _ in range(repeats)]

@@ -17,10 +17,11 @@ from mmlm.generation.guidance import Guidance, choose_guidance
 from mmlm.generation.loop import evaluation_mode, most_positions
 from mmlm.generation.previews import OnRows, preview_images, steps_of_rows
 from mmlm.generation.prompts import Prompt, Segment, read_prompts
-from mmlm.generation.sampling import GenerationError, RowSampler, check_sampling, row_uniforms
+from mmlm.generation.sampling import RowSampler, check_sampling, row_uniforms
 from mmlm.generation.writing import text_ids_of
 from mmlm.layouts.base import Grid
 from mmlm.processing import MultimodalProcessor
+from visual_tokenizer.errors import UserError
 
 
 class Ending(NamedTuple):
@@ -86,9 +87,9 @@ def generate_interleaved(
         on_rows: called with each picture so far, its rows done, and its number in the answer.
 
     Raises:
-        GenerationError: a setting out of its range, scores that are NaN, no room for the answer.
-        ModelMismatchError: model and processor do not belong together.
-        MissingCodecError: the processor has no visual tokenizer.
+        UserError: a setting out of its range, scores that are NaN, no room for the answer.
+        UserError: model and processor do not belong together.
+        UserError: the processor has no visual tokenizer.
     """
     writer = _Writer(model, processor, read_prompts(processor, [prompt])[0], max_new_tokens, seed, end_turn)
     check_sampling(text_temperature, text_top_k, text_top_p)
@@ -101,19 +102,17 @@ def generate_interleaved(
         saved["guidance_scale"] if guidance_scale is None else guidance_scale, image_guidance_scale, negative
     )
     if max_images < 0:
-        raise GenerationError(f"max_images must be 0 or more, got {max_images}")
+        raise UserError(f"max_images must be 0 or more, got {max_images}")
     if open_image and not max_images:
-        raise GenerationError("open_image begins the answer with a picture: max_images must be 1 or more, got 0")
+        raise UserError("open_image begins the answer with a picture: max_images must be 1 or more, got 0")
     opener = _opener(processor)
     if open_image and opener is None:
-        raise GenerationError(
-            f"{processor.layout.config.type!r} has no token that opens a picture: use generate_images"
-        )
+        raise UserError(f"{processor.layout.config.type!r} has no token that opens a picture: use generate_images")
     text = writer.sampler(text_temperature, text_top_k, text_top_p)
     pencil = writer.sampler(**drawing)
     grammar = BlockGrammar(processor.layout, grids or _usual_grids(processor)) if opener is not None else None
     if grammar is not None and grammar.shortest > writer.room and open_image:
-        raise GenerationError(f"a picture has {grammar.shortest} tokens, but max_new_tokens leaves {writer.room}")
+        raise UserError(f"a picture has {grammar.shortest} tokens, but max_new_tokens leaves {writer.room}")
     text_ids = text_ids_of(model, processor)
     with_opener = text_ids if opener is None else torch.cat([text_ids, torch.tensor([opener])]).sort().values
     images = 0
@@ -165,7 +164,7 @@ class _Writer:
         end_turn: bool,
     ) -> None:
         if max_new_tokens < 1:
-            raise GenerationError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
+            raise UserError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
         processor.check_model(model)
         self.model, self.processor, self.layout = model, processor, processor.layout
         self.segments = list(prompt.segments)
@@ -173,11 +172,11 @@ class _Writer:
             self.segments.append(Segment(torch.tensor(self.layout.end_of_turn_ids, dtype=torch.int64), False))
         ids = Prompt(tuple(self.segments), prompt.name).ids(self.layout)
         if not len(ids):
-            raise GenerationError("the prompt has no tokens, and the text tokenizer has no BOS to begin with")
+            raise UserError("the prompt has no tokens, and the text tokenizer has no BOS to begin with")
         limit = most_positions(model)
         self.room = max_new_tokens if limit is None else min(max_new_tokens, limit - len(ids))
         if self.room < 1:
-            raise GenerationError(f"the prompt has {len(ids)} tokens, and the model {limit} positions: no room is left")
+            raise UserError(f"the prompt has {len(ids)} tokens, and the model {limit} positions: no room is left")
         self.name, self.seed, self.steps = prompt.name, seed, self.room
         self.count = 0
         self._decoder: Decoder | None = None

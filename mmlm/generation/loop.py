@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mmlm.generation.sampling import GenerationError
+from visual_tokenizer.errors import UserError
 
 
 @contextlib.contextmanager
@@ -40,9 +40,9 @@ def most_positions(model: PreTrainedModel) -> int | None:
 
 
 def check_length(model: PreTrainedModel, tokens: int) -> None:
-    """Raise `GenerationError` if a sequence of `tokens` is longer than the model's positions."""
+    """Raise `UserError` if a sequence of `tokens` is longer than the model's positions."""
     limit = most_positions(model)
     if limit is not None and tokens > limit:
-        raise GenerationError(
+        raise UserError(
             f"prompt and result have {tokens} tokens, but the model has {limit} positions (max_position_embeddings)"
         )

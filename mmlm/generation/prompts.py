@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmlm.generation.sampling import GenerationError
 from mmlm.layouts.base import Layout
 from mmlm.processing import MultimodalProcessor
+from visual_tokenizer.errors import UserError
 
 
 class Segment(NamedTuple):
@@ -42,15 +42,15 @@ def read_prompts(processor: MultimodalProcessor, prompts: Sequence[Any]) -> list
     A picture is what the image processor takes, or its visual indices, an int64 tensor; a `Segment` stands as it is.
 
     Raises:
-        GenerationError: not a list of prompts.
-        MissingCodecError: pictures, and the processor has no visual tokenizer.
+        UserError: not a list of prompts.
+        UserError: pictures, and the processor has no visual tokenizer.
     """
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
-        raise GenerationError(f"prompts must be a list of one or more texts, got {prompts!r}")
+        raise UserError(f"prompts must be a list of one or more texts, got {prompts!r}")
     lists = [[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
     for pieces in lists:
         if not isinstance(pieces, (list, tuple)) or not all(isinstance(p, str) or _is_picture(p) for p in pieces):
-            raise GenerationError(
+            raise UserError(
                 f"prompts must be a list of one or more texts, or of lists of texts and pictures, got {pieces!r}"
             )
     pixels = [piece for pieces in lists for piece in pieces if not isinstance(piece, (str, Tensor, Segment))]

@@ -14,19 +14,17 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-
-class GenerationError(ValueError):
-    """A setting of generation is out of its range, or the model cannot be sampled."""
+from visual_tokenizer.errors import UserError
 
 
 def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
-    """Raise `GenerationError` unless temperature >= 0, top_k >= 0 and 0 < top_p <= 1."""
+    """Raise `UserError` unless temperature >= 0, top_k >= 0 and 0 < top_p <= 1."""
     if not 0 <= temperature < float("inf"):
-        raise GenerationError(f"temperature must be 0 (greedy) or more, got {temperature}")
+        raise UserError(f"temperature must be 0 (greedy) or more, got {temperature}")
     if top_k < 0 or int(top_k) != top_k:
-        raise GenerationError(f"top_k must be a whole number, 0 (off) or more, got {top_k}")
+        raise UserError(f"top_k must be a whole number, 0 (off) or more, got {top_k}")
     if not 0 < top_p <= 1:
-        raise GenerationError(f"top_p must be in (0, 1], got {top_p}")
+        raise UserError(f"top_p must be in (0, 1], got {top_p}")
 
 
 def row_uniforms(seed: int, text: str, repeat: int, steps: int) -> Tensor:
@@ -87,7 +85,7 @@ class RowSampler(LogitsProcessor):
         top_p: keep the most likely tokens that together have this probability; in (0, 1], 1 keeps all.
 
     Raises:
-        GenerationError: a setting out of its range.
+        UserError: a setting out of its range.
     """
 
     supports_continuous_batching = False
@@ -127,9 +125,9 @@ class RowSampler(LogitsProcessor):
         return pick(scores, self.uniforms[:, step])
 
     def check_sound(self) -> None:
-        """Raise `GenerationError` if a row had no finite best score: the model's scores are NaN or infinite."""
+        """Raise `UserError` if a row had no finite best score: the model's scores are NaN or infinite."""
         if not bool(self._is_sound):
-            raise GenerationError(
+            raise UserError(
                 "the model's scores are NaN or infinite: its weights are broken, or overflow in its dtype "
                 "(try bfloat16 or float32 in place of float16)"
             )

@@ -44,7 +44,7 @@ def write_text(
         eos_id: ends a row.
 
     Raises:
-        GenerationError: the model has too few positions.
+        UserError: the model has too few positions.
     """
     decoder = Decoder(model, prompts, max_new_tokens, eos_id)
     ids = allowed.to(decoder.device)

@@ -15,13 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from mmlm.codebook_patterns.base import PatternConfig
 from mmlm.text_tokenizer import encode_text, token_id_of
 from mmlm.vocabulary import VisualVocabulary
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 END_OF_SEQUENCE = "the end of the sequence"
 Grid = tuple[int, ...]
 
 
-class MalformedSequenceError(ValueError):
+class MalformedSequenceError(UserError):
     """A token sequence breaks the layout.
 
     Attributes:
@@ -33,10 +34,6 @@ class MalformedSequenceError(ValueError):
     def __init__(self, position: int, expected: str, found: str) -> None:
         super().__init__(f"position {position}: expected {expected}, found {found}")
         self.position, self.expected, self.found = position, expected, found
-
-
-class GridError(ValueError):
-    """A token grid does not suit the layout."""
 
 
 class Block(NamedTuple):
@@ -71,10 +68,10 @@ class LayoutConfig(PartConfig, package="mmlm.layouts"):
         if self.grid_rank not in self.ranks:
             known = " or ".join(f"{rank} ({name})" for rank, name in self.ranks.items())
             video = ": video grids have no block in this layout" if self.grid_rank == 3 else ""
-            raise ValueError(f"grid_rank must be {known}, got {self.grid_rank}{video}")
+            raise UserError(f"grid_rank must be {known}, got {self.grid_rank}{video}")
         names = self.structural_tokens()
         if len(set(names)) != len(names) or not all(names):
-            raise ValueError(f"the structural tokens must be {len(names)} different names, got {names}")
+            raise UserError(f"the structural tokens must be {len(names)} different names, got {names}")
 
     def for_grid(self, grid: Grid) -> LayoutConfig:
         """Return this config with what depends on the visual tokenizer's usual token `grid` filled in."""
@@ -84,7 +81,7 @@ class LayoutConfig(PartConfig, package="mmlm.layouts"):
         """Return this config for a visual tokenizer that gives a picture as many tokens as it needs, 1 to `most`.
 
         Raises:
-            GridError: a layout in which every picture has the same size.
+            UserError: a layout in which every picture has the same size.
         """
         return self.for_grid((most,))
 
@@ -110,9 +107,7 @@ class FixedGridConfig(LayoutConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.height < 0 or self.width < 0 or (self.height == 0) != (self.width == 0):
-            raise ValueError(
-                f"height and width must both be 0 or both be 1 or more, got {self.height} and {self.width}"
-            )
+            raise UserError(f"height and width must both be 0 or both be 1 or more, got {self.height} and {self.width}")
 
     def for_grid(self, grid: Grid) -> FixedGridConfig:
         height, width = grid if len(grid) == 2 else (1, math.prod(grid))
@@ -121,15 +116,15 @@ class FixedGridConfig(LayoutConfig):
         return dataclasses.replace(self, grid_rank=len(grid), height=height, width=width)
 
     def for_lengths(self, most: int) -> FixedGridConfig:
-        raise GridError(
+        raise UserError(
             f"layout '{self.type}' writes no size, so that every picture must have the same, and this visual tokenizer "
             f"gives 1 to {most} tokens: take 'sequence'"
         )
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise `GridError` unless a picture has this size."""
+        """Raise `UserError` unless a picture has this size."""
         if (height, width) != (self.height, self.width):
-            raise GridError(
+            raise UserError(
                 f"this layout writes no size: every picture has {self.height} x {self.width} "
                 f"tokens, got {height} x {width}"
             )
@@ -158,13 +153,13 @@ class Layout:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         if tokenizer.eos_token_id is None:
-            raise ValueError("the text tokenizer has no eos_token: a layout ends every sequence with one")
+            raise UserError("the text tokenizer has no eos_token: a layout ends every sequence with one")
         self.eos_id: int = tokenizer.eos_token_id
         self.bos_ids: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         found = {name: token_id_of(tokenizer, name) for name in config.structural_tokens()}
         missing = [name for name, token_id in found.items() if token_id is None]
         if missing:
-            raise ValueError(f"the text tokenizer lacks the layout's token(s) {', '.join(missing)}")
+            raise UserError(f"the text tokenizer lacks the layout's token(s) {', '.join(missing)}")
         self.structural_ids: dict[str, int] = {n: i for n, i in found.items() if i is not None}
         self._templates: dict[Grid, Tensor] = {}
         self._orders: dict[Grid, Tensor] = {}
@@ -206,12 +201,12 @@ class Layout:
         """Return the slots (L,) int64 of a picture of token `grid` (H, W), (N,) or (T, H, W); do not write to it.
 
         Raises:
-            GridError: wrong number of dimensions or a size below 1.
+            UserError: wrong number of dimensions or a size below 1.
         """
         grid = tuple(int(size) for size in grid)
         if grid not in self._templates:
             if not self.config.takes(grid) or min(grid, default=0) < 1:
-                raise GridError(
+                raise UserError(
                     f"grid must have {self.config.grid_rank} dimension(s) of 1 or more, got {grid}"
                     + (": video grids have no block in this layout" if len(grid) == 3 else "")
                 )
@@ -267,7 +262,7 @@ class Layout:
             indices: (*grid) int64, or (*grid, num_codebooks).
 
         Raises:
-            GridError: the shape is no grid of this layout.
+            UserError: the shape is no grid of this layout.
             IndexOutOfRangeError: an index outside the codebook.
         """
         return self.blocks(indices[None])[0]

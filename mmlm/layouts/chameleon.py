@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mmlm.layouts.base import FixedGridConfig, Grid, Layout
+from visual_tokenizer.errors import UserError
 
 NAME_PREFIX = "IMGIMG"
 NAME_END = "Z"
@@ -59,5 +60,5 @@ def published_table(vocabulary_map: Mapping[str, int]) -> list[int]:
         if name.startswith(NAME_PREFIX) and name.endswith(NAME_END)
     }
     if not table or sorted(table) != list(range(len(table))):
-        raise ValueError(f"the vocabulary's {len(table)} image names are not the indices 0 … {len(table) - 1}")
+        raise UserError(f"the vocabulary's {len(table)} image names are not the indices 0 … {len(table) - 1}")
     return [table[index] for index in range(len(table))]

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mmlm.layouts.base import END_OF_SEQUENCE, Grid, GridError, Layout, LayoutConfig, MalformedSequenceError
+from mmlm.layouts.base import END_OF_SEQUENCE, Grid, Layout, LayoutConfig, MalformedSequenceError
+from visual_tokenizer.errors import UserError
 
 LONGEST_SIZE_TEXT = 32
 SIZE_TEXT = re.compile(r"([1-9]\d{0,5})\*([1-9]\d{0,5})(?:\*([1-9]\d{0,5}))?", flags=re.ASCII)
@@ -104,7 +105,7 @@ def published_table(vocabulary_map: Mapping[str, int]) -> list[int]:
     found = {VISUAL_NAME.fullmatch(name): token_id for name, token_id in vocabulary_map.items()}
     table = {int(match[1]): token_id for match, token_id in found.items() if match is not None}
     if not table or sorted(table) != list(range(len(table))):
-        raise ValueError(f"the vocabulary's {len(table)} visual names are not the indices 0 … {len(table) - 1}")
+        raise UserError(f"the vocabulary's {len(table)} visual names are not the indices 0 … {len(table) - 1}")
     return [table[index] for index in range(len(table))]
 
 
@@ -112,11 +113,11 @@ def grid_of_area(ratio: str, area: int, pixels_per_token: int = 8) -> tuple[int,
     """Return the token grid (H, W) of a picture of `area` pixels whose sides have the `ratio` "width:height".
 
     Raises:
-        GridError: no such ratio, or an area below one token.
+        UserError: no such ratio, or an area below one token.
     """
     match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", ratio, flags=re.ASCII)
     if match is None or area < 1 or pixels_per_token < 1:
-        raise GridError(
+        raise UserError(
             "ratio must be 'width:height', area and pixels_per_token 1 or more; "
             f"got {ratio!r}, {area}, {pixels_per_token}"
         )
@@ -124,5 +125,5 @@ def grid_of_area(ratio: str, area: int, pixels_per_token: int = 8) -> tuple[int,
     scale = (area / (width * height)) ** 0.5 / pixels_per_token
     grid = round(height * scale), round(width * scale)
     if min(grid) < 1:
-        raise GridError(f"a picture of {ratio} and {area} pixels has no token of {pixels_per_token} pixels")
+        raise UserError(f"a picture of {ratio} and {area} pixels has no token of {pixels_per_token} pixels")
     return grid

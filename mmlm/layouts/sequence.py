@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mmlm.layouts.base import END_OF_SEQUENCE, Grid, GridError, Layout, LayoutConfig, MalformedSequenceError
+from mmlm.layouts.base import END_OF_SEQUENCE, Grid, Layout, LayoutConfig, MalformedSequenceError
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -38,7 +39,7 @@ class SequenceLayoutConfig(LayoutConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.min_length < 0 or self.max_length < 0 or (self.max_length and self.min_length > self.max_length):
-            raise ValueError(
+            raise UserError(
                 f"min_length must be in [0, max_length], got min_length={self.min_length}, max_length={self.max_length}"
             )
 
@@ -71,7 +72,7 @@ class SequenceLayout(Layout):
 
     def build_template(self, height: int, width: int) -> list[int]:
         if width not in self.lengths:
-            raise GridError(
+            raise UserError(
                 f"a picture has {self.config.min_length} to {self.config.max_length} positions in this layout, "
                 f"got {width}"
             )

@@ -18,6 +18,7 @@ from mmlm.generation.captions import describe_images
 from mmlm.generation.grid import image_grid
 from mmlm.measures.base import Findings, Measure, MeasureConfig
 from mmlm.subject import Subject
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -29,7 +30,7 @@ class CaptionQualityConfig(MeasureConfig):
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens}")
+            raise UserError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens}")
 
 
 class CaptionQuality(Measure):

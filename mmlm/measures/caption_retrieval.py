@@ -18,6 +18,7 @@ from mmlm.generation.loop import evaluation_mode
 from mmlm.likelihood import continuation_log_likelihoods
 from mmlm.measures.base import Findings, Measure, MeasureConfig
 from mmlm.subject import Pairs, Subject
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -33,7 +34,7 @@ class CaptionRetrievalConfig(MeasureConfig):
 
     def __post_init__(self) -> None:
         if self.candidates < 2:
-            raise ValueError(f"candidates must be 2 or more, got {self.candidates}")
+            raise UserError(f"candidates must be 2 or more, got {self.candidates}")
 
 
 class CaptionRetrieval(Measure):

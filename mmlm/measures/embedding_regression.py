@@ -24,15 +24,12 @@ from mmlm.measures.base import Findings, Measure, MeasureConfig
 from mmlm.picture_bank import PICTURES_AT_A_TIME
 from mmlm.subject import Subject
 from visual_tokenizer.backbones.base import load_backbone
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.metrics.base import round_pixels
 from visual_tokenizer.registry import Family
 
 PICTURE_NETWORK = "efficientnet_lite0"
 TEXT_NETWORK = "minilm"
-
-
-class NoTrainingPairsError(ValueError):
-    """There are no pairs to fit a map on but those that are measured."""
 
 
 @dataclass(kw_only=True)
@@ -46,9 +43,9 @@ class EmbeddingRegressionConfig(MeasureConfig):
 
     def __post_init__(self) -> None:
         if self.ridge <= 0:
-            raise ValueError(f"ridge must be above 0, got {self.ridge}")
+            raise UserError(f"ridge must be above 0, got {self.ridge}")
         if self.training_pictures < 2:
-            raise ValueError(f"training_pictures must be 2 or more, got {self.training_pictures}")
+            raise UserError(f"training_pictures must be 2 or more, got {self.training_pictures}")
 
 
 class RidgeMap(NamedTuple):
@@ -81,7 +78,7 @@ class EmbeddingRegression(Measure):
     """Mean cosine between captions and what a ridge map predicts of pictures: drawings, reconstructions, originals.
 
     Raises:
-        NoTrainingPairsError: fewer than 2 pictures to fit on.
+        UserError: fewer than 2 pictures to fit on.
         MissingWeightsError: the weights of MiniLM or EfficientNet-Lite0 are not on this machine.
     """
 
@@ -103,7 +100,7 @@ class EmbeddingRegression(Measure):
             y.append(texts([sample["caption"] for sample in batch]).cpu())
         fitted = sum(map(len, x))
         if fitted < 2:
-            raise NoTrainingPairsError(
+            raise UserError(
                 f"embedding_regression fits its map on pictures of other captions than the {len(measured)} measured "
                 f"ones; the split has {fitted}: lower num_prompts"
             )

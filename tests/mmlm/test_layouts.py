@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AddedToken, Emu3ImageProcessor, Emu3Processor, PreTrainedTokenizerFast
 
-from mmlm.layouts.base import GridError, Layout, LayoutConfig, MalformedSequenceError
+from mmlm.layouts.base import Layout, LayoutConfig, MalformedSequenceError
 from mmlm.layouts.chameleon import published_table
 from mmlm.vocabulary import VisualVocabulary
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
 EMU3 = ["<|image start|>", "<|image end|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>"]
@@ -87,7 +88,7 @@ def test_chameleon_block_has_no_size_and_no_row_ends() -> None:
     begin, end = TOKENIZER.convert_tokens_to_ids(["<racm3:break>", "<eoss>"])
     block = layout.block(torch.tensor([[1, 2, 3], [4, 5, 6]]))
     assert block.tolist() == [begin, *range(VISUAL + 1, VISUAL + 7), end]
-    with pytest.raises(GridError, match="2 x 3"):
+    with pytest.raises(UserError, match="2 x 3"):
         layout.template((3, 2))
 
 
@@ -150,9 +151,9 @@ def test_malformed_sequences_name_position_expected_and_found(change, position, 
 
 def test_grids_that_do_not_suit_are_refused() -> None:
     layout = build({"type": "emu3"})
-    with pytest.raises(GridError, match="video"):
+    with pytest.raises(UserError, match="video"):
         layout.template((2, 3, 4))
-    with pytest.raises(GridError, match=r"\(0, 3\)"):
+    with pytest.raises(UserError, match=r"\(0, 3\)"):
         layout.template((0, 3))
     with pytest.raises(ValueError, match="video"):
         build({"type": "chameleon"}, (2, 3, 4))

@@ -18,7 +18,8 @@ from mmlm.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
 from mmlm.train import build_trainer, load_processor, train
 from mmlm.trainer_arguments import training_arguments
-from mmlm.training import LaunchError, check_fsdp
+from mmlm.training import check_fsdp
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
 
@@ -136,5 +137,5 @@ def test_fsdp_is_refused_where_it_cannot_shard(
     trainer = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
     trainer.is_fsdp_enabled = True
     monkeypatch.setattr(type(trainer.accelerator.state), "fsdp_plugin", SimpleNamespace(fsdp_version=2), raising=False)
-    with pytest.raises(LaunchError, match=r"lora\.rank must be 0 under FSDP2"):
+    with pytest.raises(UserError, match=r"lora\.rank must be 0 under FSDP2"):
         check_fsdp(trainer)

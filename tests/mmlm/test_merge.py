@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mmlm.embeddings import EmbeddingError, row_statistics
+from mmlm.embeddings import row_statistics
 from mmlm.layouts.base import LayoutConfig
-from mmlm.merge import VocabularyMergeError, merge_vocabulary
-from mmlm.merge_record import ModelMismatchError
-from mmlm.strip import NothingToStripError, strip_vocabulary
+from mmlm.merge import merge_vocabulary
+from mmlm.strip import strip_vocabulary
+from visual_tokenizer.errors import UserError
 
 
 def tables(model: nn.Module) -> list[torch.Tensor]:
@@ -171,10 +171,10 @@ def test_strip_gives_everything_back(layout, tied, make_model, text_tokenizer, c
 
 def test_strip_refuses_what_was_never_merged(make_model, text_tokenizer, codec) -> None:
     model, processor = merge_vocabulary(make_model(len(text_tokenizer)), text_tokenizer, codec)
-    with pytest.raises(ModelMismatchError, match="rows"):
+    with pytest.raises(UserError, match="rows"):
         strip_vocabulary(make_model(len(text_tokenizer)), processor)
     processor.merge = None
-    with pytest.raises(NothingToStripError):
+    with pytest.raises(UserError):
         strip_vocabulary(model, processor)
 
 
@@ -203,19 +203,19 @@ def test_wrong_arguments_are_refused_before_anything_changes(make_model, text_to
             )
         assert model.config.vocab_size == model.lm_head.weight.shape[0] == len(text_tokenizer)
 
-    refused(VocabularyMergeError, "Did you mean 'codebook'", embedding_init="codebok")
-    refused(VocabularyMergeError, "pad_to_multiple_of", pad_to_multiple_of=0)
-    refused(VocabularyMergeError, "head_spread", head_spread=2.0)
+    refused(UserError, "Did you mean 'codebook'", embedding_init="codebok")
+    refused(UserError, "pad_to_multiple_of", pad_to_multiple_of=0)
+    refused(UserError, "head_spread", head_spread=2.0)
     refused(KeyError, "Did you mean 'emu3'", layout="emu")
-    refused(VocabularyMergeError, "ordinary token", layout={"type": "emu3", "image_token": "▁a"})
+    refused(UserError, "ordinary token", layout={"type": "emu3", "image_token": "▁a"})
     no_end = copy.deepcopy(text_tokenizer)
     no_end.eos_token = None
-    refused(VocabularyMergeError, "eos_token", text_tokenizer=no_end)
+    refused(UserError, "eos_token", text_tokenizer=no_end)
     merged = merge_vocabulary(make_model(len(text_tokenizer)), text_tokenizer, codec)[1]
-    refused(VocabularyMergeError, "merged before", text_tokenizer=merged.tokenizer)
+    refused(UserError, "merged before", text_tokenizer=merged.tokenizer)
     with torch.device("meta"):
         hollow = type(model)(model.config)
-    with pytest.raises(EmbeddingError, match="meta"):
+    with pytest.raises(UserError, match="meta"):
         merge_vocabulary(hollow, text_tokenizer, codec)
 
 

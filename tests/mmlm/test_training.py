@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from mmlm.checkpoint_manifest import list_checkpoints, newest_complete
 from mmlm.data.pairs import PairCollator
 from mmlm.lm_recipe import LMRecipe
-from mmlm.modality_loss import DivergedError, TokenWeights, shift_left
+from mmlm.modality_loss import TokenWeights, shift_left
 from mmlm.processing import MultimodalProcessor
 from mmlm.train import build_trainer, load_processor, train
 from mmlm.trainer_arguments import training_arguments
-from mmlm.training import LaunchError
+from visual_tokenizer.errors import DivergedError, UserError
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.run_folder import StepLog
 
@@ -153,5 +153,5 @@ def test_fsdp_is_never_silently_left_out(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     recipe = make_recipe(recipe_fields)
-    with pytest.raises(LaunchError, match=r"FSDP was asked for, but .* on the CPU"):
+    with pytest.raises(UserError, match=r"FSDP was asked for, but .* on the CPU"):
         build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))

@@ -19,9 +19,9 @@ from mmlm.data.tokenize import tokenize_pictures
 from mmlm.generation.captions import describe_images
 from mmlm.generation.images import generate_indices
 from mmlm.generation.interleaved import generate_interleaved
-from mmlm.layouts.base import GridError
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import ABSENT
 from visual_tokenizer.token_lengths import own_tokens
 
@@ -80,7 +80,7 @@ def test_the_layout_takes_every_length(merged):
 
 
 def test_a_layout_that_writes_no_size_is_refused(make_model, text_tokenizer):
-    with pytest.raises(GridError, match=r"chameleon.*1 to 16 tokens"):
+    with pytest.raises(UserError, match=r"chameleon.*1 to 16 tokens"):
         merge_vocabulary(make_model(len(text_tokenizer)), text_tokenizer, build(), layout="chameleon")
 
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmlm.vocabulary import IndexOutOfRangeError, VisualVocabulary
+from mmlm.vocabulary import VisualVocabulary
+from visual_tokenizer.errors import IndexOutOfRangeError
 
 
 @st.composite

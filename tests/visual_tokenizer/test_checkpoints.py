@@ -16,7 +16,6 @@ from visual_tokenizer import checkpoints
 from visual_tokenizer.checkpoints import (
     Checkpoint,
     CheckpointError,
-    CheckpointWriteError,
     flatten_optimizer,
     list_checkpoints,
     newest_good,
@@ -25,8 +24,9 @@ from visual_tokenizer.checkpoints import (
     unflatten_optimizer,
     write_checkpoint,
 )
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.random_state import random_state, restore_random_state
-from visual_tokenizer.run_folder import RunLock, RunLockedError, StepLog
+from visual_tokenizer.run_folder import RunLock, StepLog
 
 
 def sample(step: int) -> Checkpoint:
@@ -132,7 +132,7 @@ def test_a_full_disk_is_reported_and_costs_no_earlier_checkpoint(tmp_path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "save_file", full)
-    with pytest.raises(CheckpointWriteError, match=r"No space left on device.*step-00000001.*Free space"):
+    with pytest.raises(UserError, match=r"No space left on device.*step-00000001.*Free space"):
         write_checkpoint(tmp_path, sample(2), keep=1)
     assert names(tmp_path) == ["step-00000001"]
 
@@ -190,7 +190,7 @@ def test_all_random_generators_go_on_where_they_were():
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path):
     lock = RunLock(tmp_path)
-    with pytest.raises(RunLockedError, match=f"in use by process {os.getpid()}"):
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         RunLock(tmp_path)
     lock.release()
     RunLock(tmp_path).release()
@@ -212,7 +212,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, change):
 def test_the_lock_of_another_host_is_stale_when_it_is_not_renewed(tmp_path):
     held = RunLock(tmp_path)
     held.path.write_text(json.dumps({**json.loads(held.path.read_text()), "host": "elsewhere"}))
-    with pytest.raises(RunLockedError, match="on elsewhere"):
+    with pytest.raises(UserError, match="on elsewhere"):
         RunLock(tmp_path)
     os.utime(held.path, (0, 0))
     RunLock(tmp_path).release()

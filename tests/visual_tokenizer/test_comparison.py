@@ -13,8 +13,9 @@ import yaml
 from PIL import Image
 
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig, evaluate
-from visual_tokenizer.comparison import ProtocolMismatchError, check_protocols, load_report, short_names
+from visual_tokenizer.comparison import check_protocols, load_report, short_names
 from visual_tokenizer.data.transforms import pixels_to_bytes
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.evaluation import reconstruct
 from visual_tokenizer.plots import GAP
 from visual_tokenizer.recipe import recipe_to_dict
@@ -81,7 +82,7 @@ def test_other_protocols_are_refused(
 
 
 def test_only_what_differs_is_named() -> None:
-    with pytest.raises(ProtocolMismatchError) as raised:
+    with pytest.raises(UserError) as raised:
         check_protocols({"a": report_of(1), "b": report_of(2), "c": report_of(3, pictures=9)})
     assert str(raised.value).endswith("protocol fields that differ: pictures: 10 and 9")
     check_protocols({"a": report_of(1), "b": report_of(2)})
@@ -93,10 +94,10 @@ def test_what_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(FileNotFoundError, match=r"holds no evaluation-\*\.json"):
         load_report(tmp_path)
     write(tmp_path, "evaluation-heldout.json", {"metrics": {}})
-    with pytest.raises(ProtocolMismatchError, match="it needs the keys model, metrics and protocol"):
+    with pytest.raises(UserError, match="it needs the keys model, metrics and protocol"):
         load_report(tmp_path)
     write(tmp_path, "evaluation-all.json", report_of(1))
-    with pytest.raises(ProtocolMismatchError, match="holds 2 reports; name one"):
+    with pytest.raises(UserError, match="holds 2 reports; name one"):
         load_report(tmp_path)
     assert evaluate.main(["--compare", "[one.json]"]) == 2
     assert "2 reports or more, got 1" in capsys.readouterr().err

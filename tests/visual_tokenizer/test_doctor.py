@@ -14,7 +14,7 @@ import yaml
 
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig, build_quantizer, doctor
 from visual_tokenizer.diagnosis import diagnose, findings, rank_distance, running_values
-from visual_tokenizer.metrics.base import NoDataError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.training import TokenizerTrainer
 
@@ -52,7 +52,7 @@ def test_values_are_those_of_the_tokens():
 
 
 def test_no_pictures_is_an_error():
-    with pytest.raises(NoDataError, match="no pictures"):
+    with pytest.raises(UserError, match="no pictures"):
         diagnose(pixel_tokenizer([[0.0] * 3, [1.0] * 3]), [], torch.device("cpu"))
 
 

@@ -7,8 +7,8 @@ from transformers import AutoModel
 
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.encoders.base import ResolutionError
-from visual_tokenizer.modeling import CheckpointMismatchError, PixelsError
-from visual_tokenizer.quantizers.base import IndexOutOfRangeError
+from visual_tokenizer.errors import IndexOutOfRangeError, UserError
+from visual_tokenizer.modeling import CheckpointMismatchError
 from visual_tokenizer.registry import ConfigError
 
 CNN = {
@@ -114,7 +114,7 @@ def test_sizes_that_do_not_fit_are_refused(architecture, height, width, message)
 def test_bad_pixels_and_indices_are_refused():
     tokenizer = build()
     for wrong in (torch.zeros(3, 16, 16), torch.zeros(1, 1, 16, 16), torch.zeros(1, 3, 16, 16, dtype=torch.uint8)):
-        with pytest.raises(PixelsError, match=r"float \(B, 3, H, W\)"):
+        with pytest.raises(UserError, match=r"float \(B, 3, H, W\)"):
             tokenizer.encode(wrong)
     with pytest.raises(IndexOutOfRangeError, match="index 12 is out of range"):
         tokenizer.decode(torch.full((1, 8, 8), 12))

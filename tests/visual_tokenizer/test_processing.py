@@ -17,7 +17,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, AutoImageProcessor
 from transformers.utils import logging as transformers_logging
 
-from visual_tokenizer.processing import InvalidImageError, InvalidPixelsError, VisualTokenizerImageProcessor
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.processing import VisualTokenizerImageProcessor
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -75,7 +76,7 @@ def test_without_crop_the_picture_is_stretched_and_without_resize_only_cropped()
     assert stretched[0, 0, 0].tolist() == [-1.0] * 4 + [1.0] * 4
     cropped = pixel_values(VisualTokenizerImageProcessor(size=4, do_resize=False), noise(8, 8))
     torch.testing.assert_close(cropped[0], torch.from_numpy(noise(8, 8)[2:6, 2:6]).permute(2, 0, 1) / 127.5 - 1)
-    with pytest.raises(InvalidImageError, match="8 × 8 cannot be cropped to 9 × 9"):
+    with pytest.raises(UserError, match="8 × 8 cannot be cropped to 9 × 9"):
         VisualTokenizerImageProcessor(size=9, do_resize=False)(noise(8, 8))
 
 
@@ -177,7 +178,7 @@ def test_wrong_sizes_are_refused(size: Any) -> None:
     ],
 )
 def test_what_is_no_image_is_refused(image: Any, message: str) -> None:
-    with pytest.raises(InvalidImageError, match=message):
+    with pytest.raises(UserError, match=message):
         VisualTokenizerImageProcessor(size=4)([image])
 
 
@@ -191,5 +192,5 @@ def test_what_is_no_image_is_refused(image: Any, message: str) -> None:
     ],
 )
 def test_what_are_no_pixels_is_refused(pixels: torch.Tensor, message: str) -> None:
-    with pytest.raises(InvalidPixelsError, match=message):
+    with pytest.raises(UserError, match=message):
         VisualTokenizerImageProcessor().postprocess(pixels)

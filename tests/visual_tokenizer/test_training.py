@@ -23,15 +23,14 @@ from torch import nn
 import visual_tokenizer
 from visual_tokenizer import VisualTokenizer, build_quantizer, train
 from visual_tokenizer.adversarial_recipe import AdversarialSection
-from visual_tokenizer.callbacks import Callback, DivergedError
+from visual_tokenizer.callbacks import Callback
 from visual_tokenizer.checkpoints import CheckpointError
 from visual_tokenizer.data.sources.base import DataSourceError
 from visual_tokenizer.ema import WeightAverage
+from visual_tokenizer.errors import DivergedError, Interrupted, UserError
 from visual_tokenizer.optimization import build_optimizer, decayed_names, learning_rate
-from visual_tokenizer.processes import Interrupted
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.run_folder import RunLockedError
 from visual_tokenizer.training import TokenizerTrainer
 from visual_tokenizer.training_recipe import (
     DataSection,
@@ -190,7 +189,7 @@ def test_another_recipe_does_not_go_on_from_this_one(tiny_recipe):
 
 def test_two_runs_do_not_write_to_one_folder(tiny_recipe):
     def second(trainer):
-        with pytest.raises(RunLockedError, match="in use by process"):
+        with pytest.raises(UserError, match="in use by process"):
             TokenizerTrainer(trainer.recipe).train()
         checked.append(True)
 

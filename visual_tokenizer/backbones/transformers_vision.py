@@ -18,14 +18,8 @@ from transformers import AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from visual_tokenizer.backbones._weights import file_digest
-from visual_tokenizer.backbones.base import (
-    Backbone,
-    BackboneConfig,
-    MissingWeightsError,
-    WeightsMismatchError,
-    check_pixels,
-    standardise,
-)
+from visual_tokenizer.backbones.base import Backbone, BackboneConfig, MissingWeightsError, check_pixels, standardise
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.locations import require_folder
 
 DEFAULT_SIZE = 224
@@ -46,7 +40,7 @@ class TransformersVision(Backbone):
 
     Raises:
         MissingWeightsError: `weights` names no folder here and cannot be had from the hub.
-        WeightsMismatchError: the checkpoint lacks weights that are not those of a pooling layer.
+        UserError: the checkpoint lacks weights that are not those of a pooling layer.
     """
 
     Config = TransformersVisionConfig
@@ -84,7 +78,7 @@ class TransformersVision(Backbone):
             ValueError: another `size`, which the positions of such a model do not allow.
         """
         if size not in (None, self.embedding_size):
-            raise ValueError(f"size must be {self.embedding_size}, the model's own, got {size}")
+            raise UserError(f"size must be {self.embedding_size}, the model's own, got {size}")
         return self._pooled(self._run(pixels))
 
     def _run(self, pixels: Tensor) -> Any:
@@ -135,7 +129,7 @@ def _load(name: str) -> tuple[Any, list[str]]:
         ) from error
     missing = sorted(map(str, info["missing_keys"]))
     if lacking := [key for key in missing if "pooler" not in key]:
-        raise WeightsMismatchError(f"weights: the checkpoint of '{name}' lacks {', '.join(lacking[:3])}")
+        raise UserError(f"weights: the checkpoint of '{name}' lacks {', '.join(lacking[:3])}")
     return model, missing
 
 
@@ -159,7 +153,7 @@ def _prefix_tokens(tokens: int, config: Any, size: int) -> int:
     """Return how many tokens before the patches belong to none of them; none where a network merges patches."""
     patch = getattr(config, "patch_size", None)
     if not isinstance(patch, int):
-        raise WeightsMismatchError(f"weights: a {config.model_type} model has no single patch_size, got {patch}")
+        raise UserError(f"weights: a {config.model_type} model has no single patch_size, got {patch}")
     return max(tokens - (size // patch) ** 2, 0)
 
 

@@ -42,7 +42,7 @@ class VGG16(Backbone):
 
     Raises:
         MissingWeightsError: no weights are named, and torch.hub's folder holds none.
-        WeightsMismatchError: the file is of another network.
+        UserError: the file is of another network.
     """
 
     Config = VGG16Config

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from visual_tokenizer.errors import UserError
+
 IndexOrder = Literal["first_fastest", "last_fastest"]
 """Which digit changes from one index to the next."""
 
@@ -72,7 +74,7 @@ def bits_of(codebook_size: int) -> int:
     """
     bits = codebook_size.bit_length() - 1
     if codebook_size < 2 or codebook_size != 2**bits or bits > MAX_BITS:
-        raise ValueError(
+        raise UserError(
             f"codebook_size must be a power of two from 2 to 2^{MAX_BITS}, which an int64 index holds, got "
             f"{codebook_size}; more bits than that are several codebooks a position"
         )

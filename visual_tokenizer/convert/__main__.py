@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from visual_tokenizer.convert.conversion import MissingDecoderWarning, build_source, load_published
-from visual_tokenizer.convert.links import LayoutError
-from visual_tokenizer.convert.reading import UnreadableCheckpointError, UnsafeCheckpointError
 from visual_tokenizer.convert.writing import write_tokenizer
+from visual_tokenizer.errors import program
 from visual_tokenizer.recipe import parse_arguments
-from visual_tokenizer.train import USER_ERRORS
 
 PROGRAM = "python -m visual_tokenizer.convert"
 
@@ -59,26 +57,23 @@ def convert(recipe: ConvertRecipe) -> None:
     """Load, and write the folder.
 
     Raises:
-        LayoutError: the weights are not the source's.
-        UnsafeCheckpointError: a file holds pickled objects.
-        UnreadableCheckpointError: it holds no tensors.
+        UserError: the weights are not the source's.
+        UserError: a file holds pickled objects.
+        UserError: it holds no tensors.
     """
     fields = {**recipe.options, "image_size": recipe.image_size}
     tokenizer = load_published(recipe.input, recipe.source, decoder=recipe.decoder, **fields)
     write_tokenizer(tokenizer, build_source(recipe.source, **fields), Path(recipe.output))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@program(PROGRAM)
+def main(arguments: Sequence[str]) -> int:
     """Convert by the command line's arguments; return 0, or 2 where the user has to put something right."""
-    try:
-        words = sys.argv[1:] if arguments is None else list(arguments)
-        recipe = parse_arguments(ConvertRecipe, words, program=PROGRAM, about=ABOUT)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", MissingDecoderWarning)
-            convert(recipe)
-    except (*USER_ERRORS, LayoutError, UnsafeCheckpointError, UnreadableCheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    words = list(arguments)
+    recipe = parse_arguments(ConvertRecipe, words, program=PROGRAM, about=ABOUT)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", MissingDecoderWarning)
+        convert(recipe)
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     print(f"saved {recipe.output}")

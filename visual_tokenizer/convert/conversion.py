@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visual_tokenizer.convert.links import LayoutError
 from visual_tokenizer.convert.reading import read_weights
 from visual_tokenizer.convert.sources.base import Source, SourceConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.quantizers.base import Quantizer
 
@@ -50,9 +50,9 @@ def load_published(weights: Any, source: str, *, decoder: Any = None, **fields: 
     Raises:
         UnknownPartError: no such source.
         FileNotFoundError: no such file or folder.
-        UnsafeCheckpointError: a file holds pickled objects; nothing is ever unpickled but tensors.
-        UnreadableCheckpointError: no tensors.
-        LayoutError: the weights are not those of this source; names are listed.
+        UserError: a file holds pickled objects; nothing is ever unpickled but tensors.
+        UserError: no tensors.
+        UserError: the weights are not those of this source; names are listed.
     """
     chosen = build_source(source, **fields)
     found = read_weights(weights)
@@ -64,7 +64,7 @@ def load_published(weights: Any, source: str, *, decoder: Any = None, **fields: 
     _fill(tokenizer, chosen.read(published, config), source)
     if config.decoder["type"] == "absent":
         warnings.warn(
-            f"{found.name} holds no decoder: the tokenizer encodes, and its decode raises MissingDecoderError. "
+            f"{found.name} holds no decoder: the tokenizer encodes, and its decode raises UserError. "
             "Give the decoder's weights as `decoder=` (or --decoder)",
             MissingDecoderWarning,
             stacklevel=2,
@@ -82,13 +82,13 @@ def save_published(tokenizer: VisualTokenizer, source: str, **fields: Any) -> di
 
     Raises:
         UnknownPartError: no such source.
-        LayoutError: another architecture.
+        UserError: another architecture.
     """
     chosen = build_source(source, **fields)
     try:
         return chosen.write(tokenizer.state_dict(), tokenizer.config)
     except KeyError as error:
-        raise LayoutError(f"the layout of '{source}' has no place for this tokenizer: it lacks {error}") from error
+        raise UserError(f"the layout of '{source}' has no place for this tokenizer: it lacks {error}") from error
 
 
 def _fill(tokenizer: VisualTokenizer, weights: dict[str, Tensor], source: str) -> None:
@@ -108,7 +108,7 @@ def _fill(tokenizer: VisualTokenizer, weights: dict[str, Tensor], source: str) -
         if name in state and weight.shape != state[name].shape
     ]
     if missing or unexpected or wrong:
-        raise LayoutError(
+        raise UserError(
             f"source '{source}': the weights do not fit the architecture: missing {missing[:4]}, unexpected "
             f"{unexpected[:4]}, of another shape {wrong[:4]}"
         )

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-class LayoutError(ValueError):
-    """A checkpoint holds other weights than its source's layout has."""
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Link:
         if self.ones < 0:
             return joined.reshape(*joined.shape, *[1] * -self.ones)
         if self.ones and joined.shape[-self.ones :] != (1,) * self.ones:
-            raise LayoutError(f"{self.theirs[0]} must end in {self.ones} dimensions of 1, got {tuple(joined.shape)}")
+            raise UserError(f"{self.theirs[0]} must end in {self.ones} dimensions of 1, got {tuple(joined.shape)}")
         return joined.reshape(joined.shape[: joined.ndim - self.ones])
 
     def write(self, weight: Tensor) -> dict[str, Tensor]:
@@ -89,7 +87,7 @@ def read_links(links: Iterable[Link], published: Mapping[str, Tensor], where: st
     """Return our weights by name.
 
     Raises:
-        LayoutError: weights are missing, or there are some that no link names.
+        UserError: weights are missing, or there are some that no link names.
     """
     chosen = list(links)
     wanted = {name for link in chosen for name in link.theirs}
@@ -100,7 +98,7 @@ def read_links(links: Iterable[Link], published: Mapping[str, Tensor], where: st
             for kind, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
-        raise LayoutError(f"{where}: the checkpoint's weights are not those of this layout: {'; '.join(listed)}")
+        raise UserError(f"{where}: the checkpoint's weights are not those of this layout: {'; '.join(listed)}")
     return {link.ours: link.read(published) for link in chosen}
 
 

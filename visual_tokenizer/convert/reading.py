@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import MissingFileError, UserError
+
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 _WRAPPERS = ("ema", "model", "state_dict")
@@ -20,14 +22,6 @@ _WRAPPERS = ("ema", "model", "state_dict")
 
 _BOOKKEEPING = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf")
 """Packages whose objects Lightning writes beside the weights. They are read as empty shells, never imported."""
-
-
-class UnsafeCheckpointError(ValueError):
-    """A file holds pickled objects, which could run any code when they are loaded."""
-
-
-class UnreadableCheckpointError(ValueError):
-    """Not a checkpoint, a broken one, or one without tensors."""
 
 
 @dataclass
@@ -49,8 +43,8 @@ def read_weights(source: Any) -> PublishedWeights:
 
     Raises:
         FileNotFoundError: there is no such folder or file, or no weights in the folder.
-        UnsafeCheckpointError: the file holds pickled objects.
-        UnreadableCheckpointError: it holds no tensors, or can't be read.
+        UserError: the file holds pickled objects.
+        UserError: it holds no tensors, or can't be read.
     """
     if isinstance(source, nn.Module):
         config: Any = getattr(source, "config", None)
@@ -59,16 +53,14 @@ def read_weights(source: Any) -> PublishedWeights:
     if isinstance(source, Mapping):
         return PublishedWeights(_unwrapped(source, "the state dict"))
     if not isinstance(source, str | Path):
-        raise UnreadableCheckpointError(
-            f"weights must be a folder, a file, a state dict or a module, got {type(source).__name__}"
-        )
+        raise UserError(f"weights must be a folder, a file, a state dict or a module, got {type(source).__name__}")
     path = Path(source).expanduser()
     if path.is_dir():
         settings = path / "config.json"
         found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         return PublishedWeights(_read_folder(path), found, str(path))
     if not path.is_file():
-        raise FileNotFoundError(f"there is no folder or file '{path}', where published weights should be")
+        raise MissingFileError(f"there is no folder or file '{path}', where published weights should be")
     return PublishedWeights(_read_file(path), {}, str(path))
 
 
@@ -79,7 +71,7 @@ def _read_folder(folder: Path) -> Mapping[str, Tensor]:
     files = sorted(path for path in folder.iterdir() if path.suffix in TORCH_SUFFIXES)
     shards = [path for path in files if "-of-" in path.name]
     if not files or (len(files) > 1 and files != shards):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"'{folder}' must hold *.safetensors or one of *{', *'.join(TORCH_SUFFIXES)}, "
             f"found {', '.join(path.name for path in files) or 'none'}; name the file itself"
         )
@@ -102,7 +94,7 @@ class SafetensorsFiles(Mapping[str, Tensor]):
                 file = safe_open(path, framework="pt")
                 self._files |= dict.fromkeys(file.keys(), file)
         except SafetensorError as error:
-            raise UnreadableCheckpointError(f"'{path}' is no safetensors file: {error}") from error
+            raise UserError(f"'{path}' is no safetensors file: {error}") from error
 
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)
@@ -142,14 +134,14 @@ def _load_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         cause = str(error)
         unsafe = cause.partition("GLOBAL ")[2].split()[:1] or cause.partition("class ")[2].split()[:1]
-        raise UnsafeCheckpointError(
+        raise UserError(
             f"'{path}' holds pickled objects{f' ({unsafe[0]})' if unsafe else ''}, not only tensors. Loading them "
             "could run any code, so it is not done. Where you trust the file, write its tensors with the program it "
             "comes from: `safetensors.torch.save_file(torch.load(FILE, weights_only=False).state_dict(), "
             "'weights.safetensors')` (of a Lightning checkpoint, `['state_dict']`), and give that file instead."
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UnreadableCheckpointError(f"'{path}' can't be read as a torch file: {error}") from error
+        raise UserError(f"'{path}' can't be read as a torch file: {error}") from error
 
 
 def _unwrapped(found: Any, where: str) -> dict[str, Tensor]:
@@ -165,5 +157,5 @@ def _unwrapped(found: Any, where: str) -> dict[str, Tensor]:
         else {}
     )
     if not tensors:
-        raise UnreadableCheckpointError(f"{where} holds no tensors, nor {', '.join(_WRAPPERS)} that do")
+        raise UserError(f"{where} holds no tensors, nor {', '.join(_WRAPPERS)} that do")
     return tensors

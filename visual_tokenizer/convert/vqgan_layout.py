@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import LayoutError, Link, count_numbered, layer, stacked_layer
+from visual_tokenizer.convert.links import Link, count_numbered, layer, stacked_layer
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.shape import CNNShape
 
 Norm = Callable[[str, str], list[Link]]
@@ -53,13 +54,13 @@ def encoder_shape(published: Mapping[str, Tensor], names: Names, image_size: int
     """Return the fields of a `cnn` encoder that has these weights.
 
     Raises:
-        LayoutError: there is no encoder of this layout.
+        UserError: there is no encoder of this layout.
     """
     channels = _weight(published, "encoder.conv_in").shape[0]
     levels = _count(published, names.down_block.format(level="{}", block=0))
     blocks = _count(published, names.down_block.format(level=0, block="{}"))
     if not levels:
-        raise LayoutError(f"the checkpoint has no {names.down_block.format(level=0, block=0)}.conv1.weight")
+        raise UserError(f"the checkpoint has no {names.down_block.format(level=0, block=0)}.conv1.weight")
     widths = [
         _weight(published, f"{names.down_block.format(level=level, block=blocks - 1)}.conv2").shape[0]
         for level in range(levels)
@@ -82,12 +83,12 @@ def decoder_shape(published: Mapping[str, Tensor], names: Names, image_size: int
     """Return the fields of a `cnn` decoder that has these weights.
 
     Raises:
-        LayoutError: there is no decoder of this layout.
+        UserError: there is no decoder of this layout.
     """
     levels = _count(published, names.up_block.format(level="{}", block=0))
     blocks = _count(published, names.up_block.format(level=0, block="{}"))
     if not levels:
-        raise LayoutError(f"the checkpoint has no {names.up_block.format(level=0, block=0)}.conv1.weight")
+        raise UserError(f"the checkpoint has no {names.up_block.format(level=0, block=0)}.conv1.weight")
     numbers = [names.of_decoder(level, levels) for level in range(levels)]
     widths = [
         _weight(published, f"{names.up_block.format(level=number, block=blocks - 1)}.conv2").shape[0]
@@ -115,7 +116,7 @@ def whole_vqgan(
     """Return the tokenizer of `cnn` parts and this quantizer that has these weights.
 
     Raises:
-        LayoutError: there is no encoder or no decoder of this layout.
+        UserError: there is no encoder or no decoder of this layout.
     """
     size = whole_size(image_size, len(encoder_shape(published, names, image_size)["channel_multipliers"]))
     return VisualTokenizerConfig(
@@ -137,7 +138,7 @@ def vq_section(published: Mapping[str, Tensor], **fields: Any) -> dict[str, Any]
     """Return a `vq` quantizer whose codebook is `quantize.embedding`, learned by gradient as published ones are.
 
     Raises:
-        LayoutError: there is no such codebook.
+        UserError: there is no such codebook.
     """
     size, channels = _weight(published, "quantize.embedding").shape
     return {"type": "vq", "codebook_size": size, "code_dim": channels, "update": {"type": "gradient"}, **fields}
@@ -243,13 +244,13 @@ def _has_attention(published: Mapping[str, Tensor], names: Names, at: str) -> bo
 
 def _weight(published: Mapping[str, Tensor], name: str) -> Tensor:
     if f"{name}.weight" not in published:
-        raise LayoutError(f"the checkpoint has no {name}.weight")
+        raise UserError(f"the checkpoint has no {name}.weight")
     return published[f"{name}.weight"]
 
 
 def _multipliers(widths: list[int], channels: int) -> list[int]:
     if any(width % channels for width in widths):
-        raise LayoutError(f"the levels' channels {widths} are not multiples of {channels}")
+        raise UserError(f"the levels' channels {widths} are not multiples of {channels}")
     return [width // channels for width in widths]
 
 

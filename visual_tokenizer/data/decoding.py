@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from visual_tokenizer.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_PIXELS = 50_000_000
@@ -43,7 +45,7 @@ RASTER_FORMATS = (
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(UserError):
     """A picture cannot be decoded, or may not be; `key` names it, `reason` says why."""
 
     def __init__(self, key: str, reason: str = "") -> None:
@@ -53,10 +55,6 @@ class UnreadableImageError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}" if self.reason else self.key
-
-
-class TooManyUnreadableError(RuntimeError):
-    """More pictures of a source are unreadable than `max_unreadable_fraction` allows."""
 
 
 def decode_image(
@@ -107,10 +105,10 @@ def _open(data: bytes | str | Path | Image.Image | Mapping[str, Any]) -> Image.I
     if isinstance(data, Mapping):
         stored = data["bytes"] if data.get("bytes") is not None else data.get("path")
     if stored is None:
-        raise ValueError("neither bytes nor a path are given")
+        raise UserError("neither bytes nor a path are given")
     content = Path(stored).read_bytes() if isinstance(stored, (str, Path)) else stored
     if len(content) == 0:
-        raise ValueError("the file is empty")
+        raise UserError("the file is empty")
     Image.init()
     return Image.open(io.BytesIO(content), formats=[name for name in RASTER_FORMATS if name in Image.OPEN])
 
@@ -127,7 +125,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8), mode=None).convert("RGB")
     if image.mode == "F":
-        raise ValueError("a float picture (mode F) has no defined range of brightness")
+        raise UserError("a float picture (mode F) has no defined range of brightness")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         picture = image.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -159,7 +157,7 @@ class SkipReport:
         """Count and log an unreadable picture.
 
         Raises:
-            TooManyUnreadableError: their share passes `max_unreadable_fraction`.
+            UserError: their share passes `max_unreadable_fraction`.
         """
         self.tried += 1
         self.unreadable += 1
@@ -168,7 +166,7 @@ class SkipReport:
             logger.warning("skipped unreadable picture %s: %s", error.key, error.reason)
         share = self.unreadable / self.tried
         if self.tried >= SAMPLES_BEFORE_ABORT and share > self.max_unreadable_fraction:
-            raise TooManyUnreadableError(
+            raise UserError(
                 f"{self.unreadable} of {self.tried} pictures are unreadable, "
                 f"max_unreadable_fraction is {self.max_unreadable_fraction}; the last is {error}"
             )

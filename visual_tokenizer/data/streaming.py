@@ -10,7 +10,7 @@ import datasets
 import torch
 from torch.utils.data import IterableDataset
 
-from visual_tokenizer.data.decoding import TooManyUnreadableError, UnreadableImageError
+from visual_tokenizer.data.decoding import UnreadableImageError
 from visual_tokenizer.data.sources.base import Source
 from visual_tokenizer.data.transforms import (
     TransformConfig,
@@ -19,6 +19,7 @@ from visual_tokenizer.data.transforms import (
     square_bytes,
     uniforms,
 )
+from visual_tokenizer.errors import UserError
 
 
 class StreamedRows(IterableDataset):
@@ -73,14 +74,14 @@ class StreamCollator:
         """Return the collated batch.
 
         Raises:
-            TooManyUnreadableError: the share of bad pictures is too large, or none was readable so far.
+            UserError: the share of bad pictures is too large, or none was readable so far.
         """
         samples = [self._sample(row) for row in rows]
         readable = [sample for sample in samples if sample is not None]
         if readable:
             self._last_readable = readable[-1]
         elif self._last_readable is None:
-            raise TooManyUnreadableError(
+            raise UserError(
                 f"none of the first {len(rows)} pictures is readable; reasons: {self.source.report.reasons}"
             )
         stand_in: dict[str, Any] = readable[0] if readable else self._last_readable

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visual_tokenizer.errors import UserError
+
 RESIZE_FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -38,13 +40,13 @@ class TransformConfig:
 
     def __post_init__(self) -> None:
         if self.resize_filter not in RESIZE_FILTERS:
-            raise ValueError(f"resize_filter must be one of {', '.join(RESIZE_FILTERS)}, got {self.resize_filter!r}")
+            raise UserError(f"resize_filter must be one of {', '.join(RESIZE_FILTERS)}, got {self.resize_filter!r}")
         if self.crop not in CROPS:
-            raise ValueError(f"crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
+            raise UserError(f"crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
         if self.clip_start not in CLIP_STARTS:
-            raise ValueError(f"clip_start must be one of {', '.join(CLIP_STARTS)}, got {self.clip_start!r}")
+            raise UserError(f"clip_start must be one of {', '.join(CLIP_STARTS)}, got {self.clip_start!r}")
         if not 0 < self.min_crop_fraction <= 1:
-            raise ValueError(f"min_crop_fraction must be in (0, 1], got {self.min_crop_fraction}")
+            raise UserError(f"min_crop_fraction must be in (0, 1], got {self.min_crop_fraction}")
 
 
 def uniforms(seed: int, epoch: int, index: int) -> tuple[float, float, float, float]:

@@ -15,6 +15,7 @@ from PIL import Image, ImageSequence
 
 from visual_tokenizer.data.decoding import UnreadableImageError, decode_image, to_rgb
 from visual_tokenizer.data.sources.base import DataSourceError
+from visual_tokenizer.errors import UserError
 
 ANIMATIONS = frozenset({".gif", ".webp"})
 CONTAINERS = frozenset({".mp4", ".m4v", ".webm", ".mov", ".mkv", ".avi"})
@@ -62,7 +63,7 @@ def wanted_frames(total: int, frames: int, stride: int, place: float) -> range:
     """
     span = (frames - 1) * stride + 1
     if total < span:
-        raise ValueError(f"{total} frames are too few for {frames} frames at stride {stride}, which take {span}")
+        raise UserError(f"{total} frames are too few for {frames} frames at stride {stride}, which take {span}")
     first = int(place * (total - span + 1))
     return range(first, first + span, stride)
 
@@ -80,7 +81,7 @@ def _number(file: Path) -> int | None:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1 or width * height > max_pixels:
-        raise ValueError(f"frames of {width} × {height} are not within 1 … max_pixels={max_pixels:,} pixels")
+        raise UserError(f"frames of {width} × {height} are not within 1 … max_pixels={max_pixels:,} pixels")
 
 
 def _from_folder(path: Path, frames: int, stride: int, place: float, max_pixels: int) -> list[Image.Image]:
@@ -91,7 +92,7 @@ def _from_folder(path: Path, frames: int, stride: int, place: float, max_pixels:
     chosen = [files[number] for number in wanted_frames(len(files), frames, stride, place)]
     clip = [decode_image(file, key=file.name, max_pixels=max_pixels) for file in chosen]
     if len({picture.size for picture in clip}) > 1:
-        raise ValueError(f"the frames differ in size: {sorted({picture.size for picture in clip})}")
+        raise UserError(f"the frames differ in size: {sorted({picture.size for picture in clip})}")
     return clip
 
 

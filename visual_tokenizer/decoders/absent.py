@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
-
-
-class MissingDecoderError(RuntimeError):
-    """Pixels were asked of a tokenizer without a decoder."""
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -27,7 +24,7 @@ class AbsentConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         if self.latent_channels < 1:
-            raise ValueError(f"latent_channels must be 1 or more, got {self.latent_channels}")
+            raise UserError(f"latent_channels must be 1 or more, got {self.latent_channels}")
 
 
 class Absent(Decoder):
@@ -43,9 +40,9 @@ class Absent(Decoder):
         """Raise.
 
         Raises:
-            MissingDecoderError: always.
+            UserError: always.
         """
-        raise MissingDecoderError(
+        raise UserError(
             "this tokenizer has no decoder: the weights that it was made from hold the encoder and the codebook only. "
             "It encodes; to decode, give the file with the decoder's weights as well when converting "
             "(`load_published(..., decoder=FILE)`, or `--decoder FILE`)."

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import map_from_tokens
 from visual_tokenizer.layers.dvae import GROUPS, DVAEShape, convolution, group
 from visual_tokenizer.layers.logit_laplace import from_support
@@ -29,7 +30,7 @@ class DVAEConfig(DVAEShape, DecoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.code_channels < 1:
-            raise ValueError(f"code_channels must be 1 or more, got {self.code_channels}")
+            raise UserError(f"code_channels must be 1 or more, got {self.code_channels}")
 
 
 class DVAE(Decoder):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.chunk_causal import ChunkCausalConv3d, TemporalResidualBlock
 from visual_tokenizer.layers.convolution import Upsample, unfold_patches
 from visual_tokenizer.layers.shape import CNNShape
@@ -52,7 +53,7 @@ class MoVQConfig(CNNShape, DecoderConfig):
         super().__post_init__()
         for name in ("time_halvings", "time_blocks"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 class MoVQ(Decoder):

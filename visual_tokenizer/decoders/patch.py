@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import map_from_tokens
 
 
@@ -28,7 +29,7 @@ class PatchConfig(DecoderConfig):
     def __post_init__(self) -> None:
         for name in ("patch_size", "width"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 class Patch(Decoder):

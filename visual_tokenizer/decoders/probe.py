@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -27,7 +28,7 @@ class ProbeConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         if self.code_channels < 1:
-            raise ValueError(f"code_channels must be 1 or more, got {self.code_channels}")
+            raise UserError(f"code_channels must be 1 or more, got {self.code_channels}")
 
 
 class Probe(Decoder):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import map_from_tokens, tokens_from_map
 
 
@@ -36,9 +37,9 @@ class ProxyCodesConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise ValueError(f"width must be 1 or more, got {self.width}")
+            raise UserError(f"width must be 1 or more, got {self.width}")
         if self.codebook_size < 2:
-            raise ValueError(f"codebook_size must be 2 or more, got {self.codebook_size}")
+            raise UserError(f"codebook_size must be 2 or more, got {self.codebook_size}")
 
 
 class ProxyCodes(Decoder):
@@ -69,7 +70,7 @@ class ProxyCodes(Decoder):
             ValueError: another number of codes or channels.
         """
         if codes.shape != self.codes.shape:
-            raise ValueError(f"the proxy's codes must be {tuple(self.codes.shape)}, got {tuple(codes.shape)}")
+            raise UserError(f"the proxy's codes must be {tuple(self.codes.shape)}, got {tuple(codes.shape)}")
         self.codes.copy_(codes)
         self.proxy.load_state_dict(decoder.state_dict())
 

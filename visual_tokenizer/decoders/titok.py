@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.titok import CLIPTransformer, TiTokShape
 
 
@@ -40,7 +41,7 @@ class TiTok(Decoder):
         super().__init__(config, image_size=image_size)
         width = self.width = config.width
         if image_size % config.patch_size:
-            raise ValueError(f"patch_size must divide the picture size {image_size}, got {config.patch_size}")
+            raise UserError(f"patch_size must divide the picture size {image_size}, got {config.patch_size}")
         side = image_size // config.patch_size
         self.grid = (side, side)
         scale = width**-0.5
@@ -52,7 +53,7 @@ class TiTok(Decoder):
         self.norm = nn.LayerNorm(width)
         self.patches: Decoder = DecoderConfig.family.build(config.patches, image_size=image_size)
         if self.patches.width != width:
-            raise ValueError(f"patches must take the width of the transformer, {width}, got {self.patches.width}")
+            raise UserError(f"patches must take the width of the transformer, {width}, got {self.patches.width}")
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -28,7 +29,7 @@ class UnitSphereConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         if self.code_channels < 1:
-            raise ValueError(f"code_channels must be 1 or more, got {self.code_channels}")
+            raise UserError(f"code_channels must be 1 or more, got {self.code_channels}")
 
 
 class UnitSphere(Decoder):

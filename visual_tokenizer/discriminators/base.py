@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.codebooks.distributed import average_over_ranks, is_distributed
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError, PartConfig
 
 NORMS = ("batch", "group", "none")
@@ -109,9 +110,9 @@ class PatchStackConfig(DiscriminatorConfig):
     def __post_init__(self) -> None:
         for name in ("channels", "layers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+            raise UserError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
 
 
 def patch_stack(

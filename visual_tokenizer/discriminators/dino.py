@@ -21,6 +21,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from visual_tokenizer.backbones.base import Backbone, check_layers, load_backbone, resize_shorter_side
 from visual_tokenizer.discriminators.base import Discriminator, DiscriminatorConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -51,13 +52,13 @@ class DINOConfig(DiscriminatorConfig):
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 0 or len(set(self.levels)) != len(self.levels):
-            raise ValueError(f"levels must be different numbers from 0 up, at least one, got {self.levels}")
+            raise UserError(f"levels must be different numbers from 0 up, at least one, got {self.levels}")
         if self.size < 0:
-            raise ValueError(f"size must be 0 or more, got {self.size}")
+            raise UserError(f"size must be 0 or more, got {self.size}")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd and 1 or more, got {self.kernel_size}")
+            raise UserError(f"kernel_size must be odd and 1 or more, got {self.kernel_size}")
         if self.virtual_batch < 1:
-            raise ValueError(f"virtual_batch must be 1 or more, got {self.virtual_batch}")
+            raise UserError(f"virtual_batch must be 1 or more, got {self.virtual_batch}")
 
 
 class VirtualBatchNorm(nn.Module):

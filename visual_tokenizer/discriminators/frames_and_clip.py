@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from visual_tokenizer.discriminators.base import Discriminator, DiscriminatorConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -34,7 +35,7 @@ class FramesAndClipConfig(DiscriminatorConfig):
 
     def __post_init__(self) -> None:
         if self.frames_per_clip < 1:
-            raise ValueError(f"frames_per_clip must be 1 or more, got {self.frames_per_clip}")
+            raise UserError(f"frames_per_clip must be 1 or more, got {self.frames_per_clip}")
 
 
 class FramesAndClip(Discriminator):

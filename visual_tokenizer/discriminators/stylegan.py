@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.discriminators.base import Discriminator, DiscriminatorConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
 LAST_SIDE = 4
@@ -41,10 +42,10 @@ class StyleGANConfig(DiscriminatorConfig):
 
     def __post_init__(self) -> None:
         if self.channel_base < LAST_SIDE:
-            raise ValueError(f"channel_base must be {LAST_SIDE} or more, got {self.channel_base}")
+            raise UserError(f"channel_base must be {LAST_SIDE} or more, got {self.channel_base}")
         for name in ("max_channels", "group_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
     def channels(self, side: int) -> int:
         """Return the channels of a feature map of that side."""

@@ -20,6 +20,7 @@ from visual_tokenizer.backbones.base import (
     resize_shorter_side,
 )
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import tokens_from_map
 
 
@@ -41,9 +42,9 @@ class BackboneEncoderConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         if self.level < 0:
-            raise ValueError(f"level must be 0 or more, got {self.level}")
+            raise UserError(f"level must be 0 or more, got {self.level}")
         if self.size is not None and self.size < 1:
-            raise ValueError(f"size must be 1 or more, or null, got {self.size}")
+            raise UserError(f"size must be 1 or more, or null, got {self.size}")
 
 
 class BackboneEncoder(NetworkHolder, Encoder):

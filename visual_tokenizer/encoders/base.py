@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 
-class ResolutionError(ValueError):
+class ResolutionError(UserError):
     """A picture size that this architecture can't take."""
 
 

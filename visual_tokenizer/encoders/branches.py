@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.errors import UserError
 
 
 def _two_latent_queries() -> list[EncoderConfig]:
@@ -36,12 +37,12 @@ class BranchesConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         if not self.branches:
-            raise ValueError("branches must hold one encoder or more")
+            raise UserError("branches must hold one encoder or more")
         if self.branch_dim < 1:
-            raise ValueError(f"branch_dim must be 1 or more, got {self.branch_dim}")
+            raise UserError(f"branch_dim must be 1 or more, got {self.branch_dim}")
         dims = self.branch_dims
         if dims is not None and (len(dims) != len(self.branches) or min(dims) < 1):
-            raise ValueError(f"branch_dims must be {len(self.branches)} numbers of 1 or more, or null, got {dims}")
+            raise UserError(f"branch_dims must be {len(self.branches)} numbers of 1 or more, or null, got {dims}")
 
     @property
     def channels(self) -> list[int]:
@@ -65,7 +66,7 @@ class Branches(Encoder):
         self.width = sum(config.channels)
         grids = self._grids(image_size, image_size)
         if len(set(grids)) > 1:
-            raise ValueError(f"branches must have equal token grids, got {', '.join(map(str, grids))}")
+            raise UserError(f"branches must have equal token grids, got {', '.join(map(str, grids))}")
 
     def _grids(self, height: int, width: int) -> list[tuple[int, ...]]:
         return [branch.token_grid(height, width) for branch in self.branches]

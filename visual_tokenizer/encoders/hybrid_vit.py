@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.positions import sinusoidal_positions
 from visual_tokenizer.layers.transformer import Transformer
@@ -48,7 +49,7 @@ class HybridViT(Encoder):
         self.patches: Encoder = EncoderConfig.family.build(config.patches, image_size=image_size)
         grid = self.patches.token_grid(image_size, image_size)
         if len(grid) != 2:
-            raise ValueError(f"patches must be an encoder of rows and columns, got a token grid of {grid}")
+            raise UserError(f"patches must be an encoder of rows and columns, got a token grid of {grid}")
         self.embedding = nn.Linear(self.patches.width, config.width)
         self.transformer = Transformer(config.width, config.depth, config.heads)
 

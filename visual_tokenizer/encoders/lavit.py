@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.positions import sinusoidal_positions
 from visual_tokenizer.layers.token_merger import TokenMerger
@@ -48,7 +49,7 @@ class LaVITConfig(EncoderConfig):
     def __post_init__(self) -> None:
         check_attention_shape(self, ("width", "depth", "heads"), has_sines=True)
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+            raise UserError(f"temperature must be above 0, got {self.temperature}")
 
 
 class LaVIT(Encoder):
@@ -63,7 +64,7 @@ class LaVIT(Encoder):
         self.patches: Encoder = EncoderConfig.family.build(config.patches, image_size=image_size)
         grid = self.patches.token_grid(image_size, image_size)
         if len(grid) != 2:
-            raise ValueError(f"patches must be an encoder of rows and columns, got a token grid of {grid}")
+            raise UserError(f"patches must be an encoder of rows and columns, got a token grid of {grid}")
         self.grid = (grid[0], grid[1])
         self.patch_projection = nn.Linear(self.patches.width, config.width)
         self.selector = TokenSelector(config.width, config.temperature)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.chunk_causal import ChunkCausalConv3d, TemporalResidualBlock
 from visual_tokenizer.layers.convolution import map_from_tokens
 
@@ -40,7 +41,7 @@ class MoVQConfig(EncoderConfig):
     def __post_init__(self) -> None:
         for name in ("time_halvings", "time_blocks"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 class MoVQ(Encoder):

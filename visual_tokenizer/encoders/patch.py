@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import tokens_from_map
 
 
@@ -26,7 +27,7 @@ class PatchConfig(EncoderConfig):
     def __post_init__(self) -> None:
         for name in ("patch_size", "width"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 class Patch(Encoder):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.attention import QueryBlock
 from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.convolution import map_from_tokens, tokens_from_map
@@ -44,7 +45,7 @@ class QFormerConfig(EncoderConfig):
     def __post_init__(self) -> None:
         check_attention_shape(self, ("width", "depth", "heads"))
         if self.num_latents < 2 or self.num_latents & (self.num_latents - 1):
-            raise ValueError(f"num_latents must be a power of two, 2 or more, got {self.num_latents}")
+            raise UserError(f"num_latents must be a power of two, 2 or more, got {self.num_latents}")
 
     @property
     def levels(self) -> list[tuple[int, int]]:
@@ -66,7 +67,7 @@ class QFormer(Encoder):
         self.grid = (height, width)
         rows, columns = config.levels[-1]
         if height % rows or width % columns:
-            raise ValueError(
+            raise UserError(
                 f"num_latents {config.num_latents} needs features in a multiple of {rows} rows and {columns} columns, "
                 f"got {height} × {width}"
             )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import tokens_from_map
 from visual_tokenizer.layers.titok import CLIPTransformer, TiTokShape
 
@@ -36,7 +37,7 @@ class TiTok(Encoder):
         super().__init__(config, image_size=image_size)
         width = self.width = config.width
         if image_size % config.patch_size:
-            raise ValueError(f"patch_size must divide the picture size {image_size}, got {config.patch_size}")
+            raise UserError(f"patch_size must divide the picture size {image_size}, got {config.patch_size}")
         patches = (image_size // config.patch_size) ** 2
         self.patch_embedding = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
         scale = width**-0.5

@@ -21,6 +21,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from visual_tokenizer.backbones.base import load_backbone, standardise
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.locations import require_folder
 
 
@@ -47,17 +48,17 @@ class TransformersVisionConfig(EncoderConfig):
     def __post_init__(self) -> None:
         if self.architecture:
             if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
-                raise ValueError(f"mean and std must be three numbers, std above 0, got {self.mean} and {self.std}")
+                raise UserError(f"mean and std must be three numbers, std above 0, got {self.mean} and {self.std}")
             return
         if self.weights is None:
-            raise ValueError("weights must name a folder or a model of the hub where architecture is empty, got null")
+            raise UserError("weights must name a folder or a model of the hub where architecture is empty, got null")
         require_folder(self.weights, "a transformers model")
         try:
             config: Any = AutoConfig.from_pretrained(self.weights)
             pictures, _ = ImageProcessingMixin.get_image_processor_dict(self.weights)
             self.mean, self.std = list(pictures["image_mean"]), list(pictures["image_std"])
         except (OSError, KeyError):
-            raise ValueError(
+            raise UserError(
                 f"weights: '{self.weights}' is not on this machine, and the hub does not give it: where there is a "
                 f"network, `hf download {self.weights} --local-dir FOLDER` (config.json, model.safetensors and "
                 "preprocessor_config.json with image_mean and image_std), and name FOLDER"
@@ -79,7 +80,7 @@ class TransformersVision(Encoder):
         size, patch = getattr(shape, "image_size", None), getattr(shape, "patch_size", None)
         if not isinstance(size, int) or not isinstance(patch, int):
             kind = shape.model_type
-            raise ValueError(f"weights must be of a vision transformer of square patches, got a {kind} model")
+            raise UserError(f"weights must be of a vision transformer of square patches, got a {kind} model")
         self.size, self.grid = size, (size // patch, size // patch)
         self._try_out(config.trained)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from visual_tokenizer.errors import UserError
+
 
 def check_attention_shape(config: Any, counts: Sequence[str], *, has_sines: bool = False) -> None:
     """Check the fields of a config that say how large its transformer is.
@@ -19,7 +21,7 @@ def check_attention_shape(config: Any, counts: Sequence[str], *, has_sines: bool
     """
     for name in counts:
         if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be 1 or more, got {getattr(config, name)}")
+            raise UserError(f"{name} must be 1 or more, got {getattr(config, name)}")
     if config.width % config.heads or (has_sines and config.width % 4):
         also = " and of 4" if has_sines else ""
-        raise ValueError(f"width must be a multiple of heads ({config.heads}){also}, got {config.width}")
+        raise UserError(f"width must be a multiple of heads ({config.heads}){also}, got {config.width}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.same_convolution import SameConv3d, check_downsampling
 
 
@@ -33,9 +34,9 @@ class AxialShape:
     def __post_init__(self) -> None:
         for name in ("width", "blocks", "heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.width % 2 or self.width % self.heads:
-            raise ValueError(f"width must be even and a multiple of heads ({self.heads}), got {self.width}")
+            raise UserError(f"width must be even and a multiple of heads ({self.heads}), got {self.width}")
         check_downsampling(self.downsampling)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.causal_convolution import TimePadding
 
 
@@ -39,20 +40,20 @@ class CausalShape:
     def __post_init__(self) -> None:
         for name in ("channels", "blocks_per_level", "latent_channels", "groups"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise ValueError(
+            raise UserError(
                 f"channel_multipliers must be a list of integers of 1 or more, got {self.channel_multipliers}"
             )
         if len(self.temporal_downsampling) != len(self.channel_multipliers) - 1:
-            raise ValueError(
+            raise UserError(
                 f"temporal_downsampling must have one entry less than channel_multipliers, got "
                 f"{len(self.temporal_downsampling)} for {len(self.channel_multipliers)}"
             )
         if len(self.patch_size) != 2 or min(self.patch_size) < 1:
-            raise ValueError(f"patch_size must be [height, width], each 1 or more, got {self.patch_size}")
+            raise UserError(f"patch_size must be [height, width], each 1 or more, got {self.patch_size}")
         if any(channels % self.groups for channels in self.level_channels):
-            raise ValueError(f"groups must divide the channels {self.level_channels}, got {self.groups}")
+            raise UserError(f"groups must divide the channels {self.level_channels}, got {self.groups}")
 
     @property
     def level_channels(self) -> list[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from visual_tokenizer.errors import UserError
+
 
 def as_clip(pixels: Tensor) -> Tensor:
     """Return (B, C, T, H, W) as it is, and a picture (B, C, H, W) as a clip of one frame."""
@@ -19,7 +21,7 @@ def as_asked(clip: Tensor, grid: tuple[int, ...]) -> Tensor:
     if len(grid) == 3:
         return clip
     if clip.shape[2] != 1:
-        raise ValueError(f"the grid must be (t, h, w): this decoder makes {clip.shape[2]} frames of {grid}")
+        raise UserError(f"the grid must be (t, h, w): this decoder makes {clip.shape[2]} frames of {grid}")
     return clip.squeeze(2)
 
 

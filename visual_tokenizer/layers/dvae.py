@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import UserError
+
 GROUPS = 4
 """Levels of the network; between them the resolution halves, so that a token stands for 8 × 8 pixels."""
 
@@ -31,9 +33,9 @@ class DVAEShape:
 
     def __post_init__(self) -> None:
         if self.channels < 4 or self.channels % 4:
-            raise ValueError(f"channels must be a multiple of 4, 4 or more, got {self.channels}")
+            raise UserError(f"channels must be a multiple of 4, 4 or more, got {self.channels}")
         if self.blocks_per_group < 1:
-            raise ValueError(f"blocks_per_group must be 1 or more, got {self.blocks_per_group}")
+            raise UserError(f"blocks_per_group must be 1 or more, got {self.blocks_per_group}")
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:

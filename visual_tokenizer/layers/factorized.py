@@ -12,6 +12,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.causal_convolution import CausalConv3d, FrameGroupNorm
 from visual_tokenizer.layers.convolution import SpatialAttention
 
@@ -48,14 +49,14 @@ class CosmosShape:
     def __post_init__(self) -> None:
         for name in ("channels", "wavelet_levels", "blocks_per_level", "latent_channels"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise ValueError(
+            raise UserError(
                 f"channel_multipliers must be a list of integers of 1 or more, got {self.channel_multipliers}"
             )
         for name in ("spatial_downsampling", "temporal_downsampling"):
             if len(getattr(self, name)) != len(self.channel_multipliers) - 1:
-                raise ValueError(
+                raise UserError(
                     f"{name} must have one entry less than channel_multipliers, got {len(getattr(self, name))} for "
                     f"{len(self.channel_multipliers)}"
                 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from visual_tokenizer.errors import UserError
+
 
 @dataclass(kw_only=True)
 class LevelShape:
@@ -27,13 +29,13 @@ class LevelShape:
     def __post_init__(self) -> None:
         for name in ("channels", "blocks_per_level", "latent_channels", "groups"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise ValueError(
+            raise UserError(
                 f"channel_multipliers must be a list of integers of 1 or more, got {self.channel_multipliers}"
             )
         if any(channels % self.groups for channels in self.level_channels):
-            raise ValueError(f"groups must divide the channels {self.level_channels}, got {self.groups}")
+            raise UserError(f"groups must divide the channels {self.level_channels}, got {self.groups}")
 
     @property
     def level_channels(self) -> list[int]:

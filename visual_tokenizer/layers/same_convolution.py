@@ -13,6 +13,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
+
 PaddingMode = Literal["constant", "replicate"]
 
 
@@ -83,6 +85,6 @@ def check_downsampling(downsampling: list[int]) -> None:
         ValueError: it is not.
     """
     if len(downsampling) != 3 or any(factor < 1 or factor & (factor - 1) for factor in downsampling):
-        raise ValueError(f"downsampling must be [time, height, width], each a power of two, got {downsampling}")
+        raise UserError(f"downsampling must be [time, height, width], each a power of two, got {downsampling}")
     if max(downsampling) < 2:
-        raise ValueError(f"downsampling must be 2 or more in one direction, got {downsampling}")
+        raise UserError(f"downsampling must be 2 or more in one direction, got {downsampling}")

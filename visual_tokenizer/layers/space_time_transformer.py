@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.causal_convolution import CausalConv3d
 from visual_tokenizer.layers.window_attention import WindowAttention
 
@@ -52,11 +53,11 @@ class OmniShape:
     def __post_init__(self) -> None:
         for name in ("patch_size", "temporal_patch_size", "width", "heads", "window_size", "temporal_blocks"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.width % (4 * self.heads):
-            raise ValueError(f"width must be a multiple of 4 · heads ({4 * self.heads}), got {self.width}")
+            raise UserError(f"width must be a multiple of 4 · heads ({4 * self.heads}), got {self.width}")
         if not self.spatial_blocks or any(block not in SPATIAL_BLOCKS for block in self.spatial_blocks):
-            raise ValueError(
+            raise UserError(
                 f"spatial_blocks must be one or more of {', '.join(SPATIAL_BLOCKS)}, got {self.spatial_blocks}"
             )
 

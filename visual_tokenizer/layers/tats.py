@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import group_norm
 from visual_tokenizer.layers.same_convolution import SameConv3d, check_downsampling
 
@@ -32,10 +33,10 @@ class TATSShape:
     def __post_init__(self) -> None:
         for name in ("channels", "groups"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         check_downsampling(self.downsampling)
         if 2 * self.channels % self.groups:
-            raise ValueError(f"groups must divide twice the channels ({2 * self.channels}), got {self.groups}")
+            raise UserError(f"groups must divide twice the channels ({2 * self.channels}), got {self.groups}")
 
 
 class ReplicateResidualBlock(nn.Module):

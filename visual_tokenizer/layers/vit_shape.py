@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.attention_shape import check_attention_shape
 
 
@@ -26,7 +27,7 @@ class ViTShape:
 
     def __post_init__(self) -> None:
         if len(self.patch_size) != 2 or min(self.patch_size) < 1:
-            raise ValueError(f"patch_size must be [height, width], each 1 or more, got {self.patch_size}")
+            raise UserError(f"patch_size must be [height, width], each 1 or more, got {self.patch_size}")
         check_attention_shape(self, ("width", "depth", "heads"), has_sines=True)
 
     @property

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
+
 
 @dataclass(kw_only=True)
 class VQVAEShape:
@@ -29,10 +31,10 @@ class VQVAEShape:
 
     def __post_init__(self) -> None:
         if self.channels < 2 or self.channels % 2:
-            raise ValueError(f"channels must be even and 2 or more, got {self.channels}")
+            raise UserError(f"channels must be even and 2 or more, got {self.channels}")
         for name, least in (("residual_channels", 1), ("residual_blocks", 0), ("halvings", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be {least} or more, got {getattr(self, name)}")
 
     @property
     def level_channels(self) -> list[int]:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import UserError
+
 
 class Activation:
     """The latest output of a module that was computed for a gradient; evaluations pass by."""
@@ -36,5 +38,5 @@ class Activation:
             raise RuntimeError("this loss looks into the tokenizer: build an Objective of both, run with gradients")
         output = self._kept.pop()
         if not isinstance(output, Tensor):
-            raise ValueError("this loss is for tokenizers of equally many tokens a picture")
+            raise UserError("this loss is for tokenizers of equally many tokens a picture")
         return output

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from visual_tokenizer.backbones.base import NetworkHolder
 from visual_tokenizer.codebooks.distributed import average_over_ranks, is_distributed
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses._code_channels import check_channels, code_channels
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
@@ -43,7 +44,7 @@ class CaptionAlignmentConfig(LossConfig):
         check_channels(self.channels)
         for name in ("width", "embedding_dim"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 class CaptionAlignment(NetworkHolder, Loss):
@@ -82,11 +83,11 @@ class CaptionAlignment(NetworkHolder, Loss):
         captions = batch.get("caption")
         if captions is None or len(captions) != codes.shape[0]:
             found = "none" if captions is None else str(len(captions))
-            raise ValueError(f"the batch must hold one `caption` a picture, {codes.shape[0]}, got {found}")
+            raise UserError(f"the batch must hold one `caption` a picture, {codes.shape[0]}, got {found}")
         if position is not None and output.present is not None:
-            raise ValueError(f"position must be null where pictures have different numbers of tokens, got {position}")
+            raise UserError(f"position must be null where pictures have different numbers of tokens, got {position}")
         if position is not None and not -codes.shape[1] <= position < codes.shape[1]:
-            raise ValueError(f"position must be one of {codes.shape[1]} tokens, got {position}")
+            raise UserError(f"position must be one of {codes.shape[1]} tokens, got {position}")
         pooled = _mean_code(codes, output.present) if position is None else codes[:, position]
         with torch.autocast(codes.device.type, enabled=False):  # a scale of 100 needs more than three digits
             pictures = F.normalize(self.picture_head(pooled.to(self.text_head.weight.dtype)).float(), dim=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visual_tokenizer.backbones.base import NetworkHolder
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.teacher import DEFAULT, Teacher, TeacherSection
 
@@ -36,9 +37,9 @@ class TaughtConfig(LossConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size is not None and self.size < 32:
-            raise ValueError(f"size must be 32 or more (a network's coarsest stride), or null, got {self.size}")
+            raise UserError(f"size must be 32 or more (a network's coarsest stride), or null, got {self.size}")
         if self.network is None and self.network_weights is not None:
-            raise ValueError(f"network_weights must be null where network is, got {self.network_weights!r}")
+            raise UserError(f"network_weights must be null where network is, got {self.network_weights!r}")
 
     @property
     def wants_teacher(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.registry import PartConfig
 
@@ -28,7 +29,7 @@ class WeightSchedule:
     def __post_init__(self) -> None:
         for name in ("final_weight", "start_step", "ramp_steps"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"schedule.{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"schedule.{name} must be 0 or more, got {getattr(self, name)}")
 
     def weight(self, first: float, step: Tensor) -> Tensor:
         """Return the weight of `step`, a float32 scalar on its device; nothing waits for it.
@@ -53,7 +54,7 @@ class LossConfig(PartConfig, package="visual_tokenizer.losses"):
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
-            raise ValueError(f"weight must be 0 or more, got {self.weight}")
+            raise UserError(f"weight must be 0 or more, got {self.weight}")
 
     @property
     def wants_teacher(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses._activation import Activation
 from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig, softmax_loss
 from visual_tokenizer.losses._code_channels import code_channels
@@ -34,7 +35,7 @@ class CausalContrastiveConfig(CaptionAlignmentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.01 <= self.temperature <= 1:
-            raise ValueError(f"temperature must be in [0.01, 1], got {self.temperature}")
+            raise UserError(f"temperature must be in [0.01, 1], got {self.temperature}")
 
 
 class CausalContrastive(CaptionAlignment):

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.positions import sinusoidal_positions
 from visual_tokenizer.layers.transformer import Transformer
@@ -75,7 +76,7 @@ class CausalReconstruction(Loss):
         """
         latents = self.latents.take().detach()
         if latents.shape[2] != self.config.width or output.codes.shape[2] != self.config.code_dim:
-            raise ValueError(
+            raise UserError(
                 f"width must be {latents.shape[2]} (the encoder's) and code_dim {output.codes.shape[2]} (the "
                 f"quantizer's), got {self.config.width} and {self.config.code_dim}"
             )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig, softmax_loss
 from visual_tokenizer.outputs import TokenizerOutput
 
@@ -30,7 +31,7 @@ class ContrastiveConfig(CaptionAlignmentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.01 <= self.temperature <= 1:
-            raise ValueError(f"temperature must be in [0.01, 1], got {self.temperature}")
+            raise UserError(f"temperature must be in [0.01, 1], got {self.temperature}")
 
 
 class Contrastive(CaptionAlignment):

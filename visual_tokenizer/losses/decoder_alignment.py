@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import tokens_from_map
 from visual_tokenizer.losses._activation import Activation
 from visual_tokenizer.losses._taught import Taught, TaughtConfig, resized_map
@@ -44,9 +45,9 @@ class DecoderAlignmentConfig(TaughtConfig):
         super().__post_init__()
         for name in ("block", "decoder_width"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.level is None:
-            raise ValueError("level must be a level of the teacher, which has places, got null")
+            raise UserError("level must be a level of the teacher, which has places, got null")
 
 
 class DecoderAlignment(Taught):
@@ -92,7 +93,7 @@ class DecoderAlignment(Taught):
         hidden = tokens_from_map(hidden) if hidden.ndim == 4 else hidden
         side = math.isqrt(hidden.shape[1])
         if hidden.shape[2] != self.config.decoder_width or side * side != hidden.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"decoder_width must be {hidden.shape[2]}, the decoder's, on a square grid, got "
                 f"{self.config.decoder_width} and {hidden.shape[1]} places"
             )

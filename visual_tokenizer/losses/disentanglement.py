@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
 
@@ -30,7 +31,7 @@ class DisentanglementConfig(LossConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.groups < 2:
-            raise ValueError(f"groups must be 2 or more, got {self.groups}")
+            raise UserError(f"groups must be 2 or more, got {self.groups}")
 
 
 class Disentanglement(Loss):
@@ -46,7 +47,7 @@ class Disentanglement(Loss):
         """
         channels = output.codes.shape[2]
         if channels % self.config.groups:
-            raise ValueError(f"groups must divide the code's {channels} channels, got {self.config.groups}")
+            raise UserError(f"groups must divide the code's {channels} channels, got {self.config.groups}")
         parts = F.normalize(output.codes.float().unflatten(2, (self.config.groups, -1)), dim=3)
         pairs = combinations(range(self.config.groups), 2)
         cosines = torch.stack([(parts[:, :, one] * parts[:, :, other]).sum(2) for one, other in pairs])

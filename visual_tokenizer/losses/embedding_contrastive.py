@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses._caption_alignment import of_all_ranks, softmax_loss
 from visual_tokenizer.losses._code_channels import check_channels, code_channels
 from visual_tokenizer.losses._taught import Taught, TaughtConfig
@@ -40,7 +41,7 @@ class EmbeddingContrastiveConfig(TaughtConfig):
         super().__post_init__()
         check_channels(self.channels)
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+            raise UserError(f"temperature must be above 0, got {self.temperature}")
 
 
 class EmbeddingContrastive(Taught):

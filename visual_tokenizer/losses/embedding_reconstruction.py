@@ -24,6 +24,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.attention import ReadingBlock
 from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.positions import sinusoidal_positions
@@ -56,9 +57,9 @@ class EmbeddingReconstructionConfig(TaughtConfig):
         super().__post_init__()
         check_attention_shape(self, ("code_dim", "width", "depth", "heads"), has_sines=True)
         if self.level is not None:
-            raise ValueError(f"level must be null, the embedding of the whole picture, got {self.level}")
+            raise UserError(f"level must be null, the embedding of the whole picture, got {self.level}")
         if not self.cosine_weight >= 0:
-            raise ValueError(f"cosine_weight must be 0 or more, got {self.cosine_weight}")
+            raise UserError(f"cosine_weight must be 0 or more, got {self.cosine_weight}")
 
 
 class EmbeddingReconstruction(Taught):
@@ -89,7 +90,7 @@ class EmbeddingReconstruction(Taught):
             ValueError: codes with another number of channels than `code_dim`, or pictures of different lengths.
         """
         if output.codes.shape[2] != self.config.code_dim or output.present is not None:
-            raise ValueError(
+            raise UserError(
                 f"code_dim must be {output.codes.shape[2]} (the quantizer's), of equally many tokens a picture, "
                 f"got {self.config.code_dim}"
             )

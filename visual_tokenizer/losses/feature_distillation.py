@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.positions import sinusoidal_positions
 from visual_tokenizer.layers.transformer import Transformer
 from visual_tokenizer.losses._code_channels import check_channels, code_channels
@@ -47,11 +48,11 @@ class FeatureDistillationConfig(TaughtConfig):
         super().__post_init__()
         check_channels(self.channels)
         if self.depth < 0:
-            raise ValueError(f"depth must be 0 or more, got {self.depth}")
+            raise UserError(f"depth must be 0 or more, got {self.depth}")
         if self.heads < 1:
-            raise ValueError(f"heads must be 1 or more, got {self.heads}")
+            raise UserError(f"heads must be 1 or more, got {self.heads}")
         if self.width < 1 or self.width % self.heads or self.width % 4:
-            raise ValueError(f"width must be a multiple of heads ({self.heads}) and of 4, got {self.width}")
+            raise UserError(f"width must be a multiple of heads ({self.heads}) and of 4, got {self.width}")
 
 
 class FeatureDistillation(Taught):
@@ -85,7 +86,7 @@ class FeatureDistillation(Taught):
             ValueError: clips, codes with fewer channels than `channels` ends at, or pictures of different lengths.
         """
         if output.present is not None:
-            raise ValueError(
+            raise UserError(
                 "feature_distillation is for pictures of equally many tokens: take feature_reconstruction, whose "
                 "queries read any number"
             )

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.code_reader import CodeReader
 from visual_tokenizer.losses._taught import Taught, TaughtConfig, resized_map
@@ -51,7 +52,7 @@ class FeatureReconstructionConfig(TaughtConfig):
         super().__post_init__()
         check_attention_shape(self, ("code_dim", "num_latents", "grid_size", "width", "depth", "heads"))
         if self.level is None:
-            raise ValueError("level must be a level of the teacher, for each place is read; got null")
+            raise UserError("level must be a level of the teacher, for each place is read; got null")
 
 
 class FeatureReconstruction(Taught):
@@ -81,7 +82,7 @@ class FeatureReconstruction(Taught):
         """
         _, length, channels = output.codes.shape
         if channels != self.config.code_dim or length > self.config.num_latents:
-            raise ValueError(
+            raise UserError(
                 f"code_dim and num_latents must be those of the tokenizer, {channels} and {length}, "
                 f"got {self.config.code_dim} and {self.config.num_latents}"
             )

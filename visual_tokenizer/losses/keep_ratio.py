@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
 
@@ -26,7 +27,7 @@ class KeepRatioConfig(LossConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.ratio < 1:
-            raise ValueError(f"ratio must be in (0, 1), got {self.ratio}")
+            raise UserError(f"ratio must be in (0, 1), got {self.ratio}")
 
 
 class KeepRatio(Loss):
@@ -41,5 +42,5 @@ class KeepRatio(Loss):
             ValueError: an encoder that selects nothing.
         """
         if output.decisions is None:
-            raise ValueError("keep_ratio is for an encoder that selects places (lavit); take it out of losses")
+            raise UserError("keep_ratio is for an encoder that selects places (lavit); take it out of losses")
         return (output.decisions.float().mean(1) - self.config.ratio).square().mean()

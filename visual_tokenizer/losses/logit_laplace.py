@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.logit_laplace import EPSILON, logit_laplace_nll, to_support
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
@@ -42,7 +43,7 @@ class LogitLaplace(Loss):
         """
         raw = output.raw.float()
         if raw.shape[1] not in (3, 6):
-            raise ValueError(f"logit_laplace needs a decoder of 3 or 6 channels, got {raw.shape[1]}")
+            raise UserError(f"logit_laplace needs a decoder of 3 or 6 channels, got {raw.shape[1]}")
         colours = self.log_scale.float().view(3, *[1] * (raw.ndim - 2))
         if raw.shape[1] == 6:
             # Its zero share in the scales is a gradient for the parameter: data-parallel training wants one for each.

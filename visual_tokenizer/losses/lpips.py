@@ -25,12 +25,11 @@ from visual_tokenizer.backbones.base import (
     Backbone,
     MissingWeightsError,
     NetworkHolder,
-    UnsuitablePixelsError,
-    WeightsMismatchError,
     frames_as_pictures,
     load_backbone,
     squared_differences,
 )
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
 
@@ -63,7 +62,7 @@ def load_heads(path: Path, widths: Sequence[int]) -> list[Tensor]:
     """Return the weights of each level's channels, (1, C_l, 1, 1) float32.
 
     Raises:
-        WeightsMismatchError: a level's weights are missing, of another width, or negative.
+        UserError: a level's weights are missing, of another width, or negative.
     """
     state = read_state_dict(path)
     found = []
@@ -71,7 +70,7 @@ def load_heads(path: Path, widths: Sequence[int]) -> list[Tensor]:
         key = f"lin{level}.model.1.weight"
         if key not in state or tuple(state[key].shape) != (1, width, 1, 1) or bool((state[key] < 0).any()):
             shape = tuple(state[key].shape) if key in state else "nothing"
-            raise WeightsMismatchError(
+            raise UserError(
                 f"heads: {path} must hold {key} of shape (1, {width}, 1, 1), none below 0 (vgg.pth of the package "
                 f"lpips, v0.1), got {shape}"
             )
@@ -89,12 +88,10 @@ def lpips_distance(network: Backbone, heads: Sequence[Tensor], pixels: Tensor, r
         reconstruction: (B, 3, H, W), about [-1, 1].
 
     Raises:
-        UnsuitablePixelsError: a side below 16 pixels.
+        UserError: a side below 16 pixels.
     """
     if min(pixels.shape[-2:]) < MIN_SIZE:
-        raise UnsuitablePixelsError(
-            f"pixels must be at least {MIN_SIZE} x {MIN_SIZE} for LPIPS, got {tuple(pixels.shape[-2:])}"
-        )
+        raise UserError(f"pixels must be at least {MIN_SIZE} x {MIN_SIZE} for LPIPS, got {tuple(pixels.shape[-2:])}")
     differences = squared_differences(network, pixels, reconstruction, range(len(heads)))
     terms = [(maps * head.to(maps)).sum(1).mean((1, 2)) for maps, head in zip(differences, heads, strict=True)]
     return torch.stack(terms).sum(0)
@@ -115,7 +112,7 @@ class Lpips(NetworkHolder, Loss):
 
     Raises:
         MissingWeightsError: the weights of VGG-16 or the heads are not on this machine.
-        WeightsMismatchError: a file holds something else.
+        UserError: a file holds something else.
     """
 
     Config = LpipsConfig

@@ -30,6 +30,7 @@ from visual_tokenizer.backbones.base import (
     resize_shorter_side,
     squared_differences,
 )
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.teacher import Teacher
@@ -72,9 +73,9 @@ class PerceptualConfig(LossConfig):
         super().__post_init__()
         layers = self.layers
         if layers is not None and (not layers or len(set(layers)) != len(layers) or min(layers) < 0):
-            raise ValueError(f"layers must be different numbers from 0 up, at least one, got {layers}")
+            raise UserError(f"layers must be different numbers from 0 up, at least one, got {layers}")
         if self.min_size < 32:
-            raise ValueError(f"min_size must be 32 or more (the network's coarsest stride), got {self.min_size}")
+            raise UserError(f"min_size must be 32 or more (the network's coarsest stride), got {self.min_size}")
 
     @property
     def wants_teacher(self) -> bool:
@@ -93,7 +94,7 @@ class Perceptual(NetworkHolder, Loss):
         elif config.network is not None:
             network = load_backbone(config.network, config.network_weights)
         else:
-            raise ValueError("network must name a network where the recipe has no teacher, got null")
+            raise UserError("network must name a network where the recipe has no teacher, got null")
         require_pictures(network)
         self.layers = list(range(len(network.feature_dims))) if config.layers is None else config.layers
         check_layers(self.layers, network)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.locations import require_folder
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
@@ -32,7 +33,7 @@ class ProxyCodesConfig(LossConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+            raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 
 
 class ProxyCodes(Loss):
@@ -48,7 +49,7 @@ class ProxyCodes(Loss):
         require_folder(config.proxy, "a visual tokenizer")
         proxy: Any = AutoModel.from_pretrained(config.proxy)
         if proxy.num_codebooks != 1:
-            raise ValueError(f"proxy must have one index a position, got {proxy.num_codebooks} of {config.proxy}")
+            raise UserError(f"proxy must have one index a position, got {proxy.num_codebooks} of {config.proxy}")
         # A tuple hides the network from nn.Module's bookkeeping; `_apply` below moves it.
         self._frozen = (proxy.requires_grad_(False).eval(),)
 
@@ -71,5 +72,5 @@ class ProxyCodes(Loss):
         indices = proxy.encode(batch["pixels"])
         wanted = (indices.shape[0], proxy.codebook_size, *indices.shape[1:])
         if logits.shape != wanted:
-            raise ValueError(f"the decoder must give logits {wanted} for this proxy, got {tuple(logits.shape)}")
+            raise UserError(f"the decoder must give logits {wanted} for this proxy, got {tuple(logits.shape)}")
         return F.cross_entropy(logits.float(), indices, label_smoothing=self.config.label_smoothing)

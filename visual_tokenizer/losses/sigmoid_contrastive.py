@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig
 from visual_tokenizer.outputs import TokenizerOutput
 
@@ -32,7 +33,7 @@ class SigmoidContrastiveConfig(CaptionAlignmentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.scale > 0:
-            raise ValueError(f"scale must be above 0, got {self.scale}")
+            raise UserError(f"scale must be above 0, got {self.scale}")
 
 
 class SigmoidContrastive(CaptionAlignment):

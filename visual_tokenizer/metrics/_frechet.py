@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from visual_tokenizer.backbones.base import Backbone, check_clips, check_pixels, frames_as_pictures
-from visual_tokenizer.metrics.base import Metric, MetricConfig, NoDataError, round_pixels
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.metrics.base import Metric, MetricConfig, round_pixels
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
@@ -100,7 +101,7 @@ class FrechetMetric(Metric):
         """Return the distance and the numbers of pictures (or clips), `…_n_reference` and `…_n_generated`.
 
         Raises:
-            NoDataError: a set has fewer than 2 pictures over all processes.
+            UserError: a set has fewer than 2 pictures over all processes.
         """
         sums = self.reduced_sums()
         moments: list[Tensor] = []
@@ -108,7 +109,7 @@ class FrechetMetric(Metric):
         for side in ("reference", "generated"):
             count = int(sums[f"{side}_count"])
             if count < 2:
-                raise NoDataError(f"{self.name}: the {side} set needs 2 pictures or more, got {count}")
+                raise UserError(f"{self.name}: the {side} set needs 2 pictures or more, got {count}")
             mean = sums[f"{side}_sum"] / count
             covariance = (sums[f"{side}_outer"] - count * torch.outer(mean, mean)) / (count - 1)
             moments += [mean, covariance]

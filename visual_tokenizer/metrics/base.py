@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, distributed
 
 from visual_tokenizer.backbones.base import frames_as_pictures
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
-
-
-class NoDataError(RuntimeError):
-    """A metric was asked for its value before it saw enough data."""
 
 
 @dataclass(kw_only=True)
@@ -98,7 +95,7 @@ class Metric:
         """Return the metric's values over all processes by name, ready for JSON; call it in every process.
 
         Raises:
-            NoDataError: too little data was seen.
+            UserError: too little data was seen.
         """
         raise NotImplementedError
 
@@ -145,7 +142,7 @@ class PictureMean(Metric):
         sums = self.reduced_sums()
         count = int(sums["count"])
         if count == 0:
-            raise NoDataError(f"{self.name}: compute was called, but no process saw a picture")
+            raise UserError(f"{self.name}: compute was called, but no process saw a picture")
         return {self.name: float(sums["total"]) / count}
 
 
@@ -165,7 +162,7 @@ def round_pixels(pixels: Tensor) -> Tensor:
 def check_pair(pixels: Tensor, reconstruction: Tensor) -> None:
     """Raise ValueError unless both are (B, 3, H, W) or (B, 3, T, H, W) and of one shape."""
     if pixels.ndim not in (4, 5) or pixels.shape[1] != 3 or pixels.shape != reconstruction.shape:
-        raise ValueError(
+        raise UserError(
             "pixels and reconstruction must have one shape, (B, 3, H, W) or (B, 3, T, H, W), "
             f"got {tuple(pixels.shape)} and {tuple(reconstruction.shape)}"
         )

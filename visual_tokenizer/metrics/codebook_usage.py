@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from visual_tokenizer.metrics.base import Metric, MetricConfig, NoDataError
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.metrics.base import Metric, MetricConfig
 from visual_tokenizer.outputs import ABSENT
 
 
@@ -22,14 +23,14 @@ def count_indices(indices: Tensor, codebook_size: int, num_codebooks: int = 1) -
         ValueError: an index is out of range, or the last dimension is not `num_codebooks`.
     """
     if num_codebooks > 1 and indices.shape[-1:] != (num_codebooks,):
-        raise ValueError(f"indices must end in num_codebooks = {num_codebooks}, got shape {tuple(indices.shape)}")
+        raise UserError(f"indices must end in num_codebooks = {num_codebooks}, got shape {tuple(indices.shape)}")
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise ValueError(f"indices must be integers, got {indices.dtype}")
+        raise UserError(f"indices must be integers, got {indices.dtype}")
     flat = indices.detach().reshape(-1, num_codebooks).long()
     if flat.numel():
         low, high = (int(bound) for bound in torch.aminmax(flat))
         if low < 0 or high >= codebook_size:
-            raise ValueError(f"indices must lie in 0..{codebook_size - 1}, got {low}..{high}")
+            raise UserError(f"indices must lie in 0..{codebook_size - 1}, got {low}..{high}")
     # Codebook c counts in its own stretch [c K, (c + 1) K), so one pass serves all.
     offsets = torch.arange(num_codebooks, device=flat.device) * codebook_size
     counts = torch.bincount((flat + offsets).flatten(), minlength=num_codebooks * codebook_size)
@@ -73,7 +74,7 @@ class CodebookUsageConfig(MetricConfig):
         for name in ("codebook_size", "num_codebooks"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+                raise UserError(f"{name} must be 1 or more, got {value}")
 
     def for_codebook(self, codebook_size: int, num_codebooks: int) -> CodebookUsageConfig:
         """Return the config with the tokenizer's numbers where it has none."""
@@ -98,7 +99,7 @@ class CodebookUsage(Metric):
 
     def __init__(self, config: CodebookUsageConfig) -> None:
         if config.codebook_size is None:
-            raise ValueError("codebook_size must be 1 or more where no tokenizer gives it, got null")
+            raise UserError("codebook_size must be 1 or more where no tokenizer gives it, got null")
         self.codebook_size, self.num_codebooks = config.codebook_size, config.num_codebooks or 1
         counts = torch.zeros(self.num_codebooks, self.codebook_size, dtype=torch.int64)
         super().__init__(config, {"counts": counts})
@@ -116,5 +117,5 @@ class CodebookUsage(Metric):
         """Return `codebook_statistics` over all processes; see the base class."""
         counts = self.reduced_sums()["counts"]
         if not counts.any():
-            raise NoDataError("codebook_usage: compute was called, but no process saw an index")
+            raise UserError("codebook_usage: compute was called, but no process saw an index")
         return codebook_statistics(counts)

@@ -28,7 +28,7 @@ class FID(FrechetMetric):
 
     Raises:
         MissingWeightsError: the weights are not on this machine; the message says where to put them.
-        WeightsMismatchError: the file is of another network.
+        UserError: the file is of another network.
     """
 
     Config = FIDConfig

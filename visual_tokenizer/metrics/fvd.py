@@ -29,7 +29,7 @@ class FVD(FrechetMetric):
 
     Raises:
         MissingWeightsError: the weights are not on this machine; the message says where to put them.
-        WeightsMismatchError: the file is of another network.
+        UserError: the file is of another network.
     """
 
     Config = FVDConfig

@@ -32,7 +32,7 @@ class LPIPSMetric(PictureMean):
 
     Raises:
         MissingWeightsError: the weights of VGG-16 or the heads are not on this machine.
-        WeightsMismatchError: a file holds something else.
+        UserError: a file holds something else.
     """
 
     Config = LPIPSMetricConfig

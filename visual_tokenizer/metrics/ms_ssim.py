@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visual_tokenizer.backbones.base import UnsuitablePixelsError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.metrics._structure import WINDOW, similarity_maps
 from visual_tokenizer.metrics.base import MetricConfig, PictureMean, round_to_levels
 
@@ -34,12 +34,10 @@ def ms_ssim(pixels: Tensor, reconstruction: Tensor) -> Tensor:
         reconstruction: (B, 3, H, W).
 
     Raises:
-        UnsuitablePixelsError: H or W is below 176.
+        UserError: H or W is below 176.
     """
     if min(pixels.shape[-2:]) < MIN_SIDE:
-        raise UnsuitablePixelsError(
-            f"pixels must be at least {MIN_SIDE} x {MIN_SIDE} for MS-SSIM, got {tuple(pixels.shape[-2:])}"
-        )
+        raise UserError(f"pixels must be at least {MIN_SIDE} x {MIN_SIDE} for MS-SSIM, got {tuple(pixels.shape[-2:])}")
     a, b = round_to_levels(pixels).double(), round_to_levels(reconstruction).double()
     result = torch.ones(pixels.shape[:2], dtype=torch.float64, device=pixels.device)
     for scale, exponent in enumerate(EXPONENTS):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from visual_tokenizer.backbones.base import UnsuitablePixelsError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.metrics._structure import WINDOW, similarity_maps
 from visual_tokenizer.metrics.base import MetricConfig, PictureMean, round_to_levels
 
@@ -28,12 +28,10 @@ def ssim(pixels: Tensor, reconstruction: Tensor) -> Tensor:
         reconstruction: (B, 3, H, W).
 
     Raises:
-        UnsuitablePixelsError: H or W is below 11.
+        UserError: H or W is below 11.
     """
     if min(pixels.shape[-2:]) < WINDOW:
-        raise UnsuitablePixelsError(
-            f"pixels must be at least {WINDOW} x {WINDOW} for SSIM, got {tuple(pixels.shape[-2:])}"
-        )
+        raise UserError(f"pixels must be at least {WINDOW} x {WINDOW} for SSIM, got {tuple(pixels.shape[-2:])}")
     luminance, structure = similarity_maps(round_to_levels(pixels), round_to_levels(reconstruction))
     return (luminance * structure).flatten(1).mean(1)
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from visual_tokenizer.backbones.base import frames_as_pictures
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.metrics._text import RapidReader, TextReader, edit_distance
-from visual_tokenizer.metrics.base import Metric, MetricConfig, NoDataError, check_pair, round_to_levels
+from visual_tokenizer.metrics.base import Metric, MetricConfig, check_pair, round_to_levels
 
 
 @dataclass(kw_only=True)
@@ -27,7 +28,7 @@ class TextFidelityConfig(MetricConfig):
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_score <= 1:
-            raise ValueError(f"min_score must be in [0, 1], got {self.min_score}")
+            raise UserError(f"min_score must be in [0, 1], got {self.min_score}")
 
 
 class TextFidelity(Metric):
@@ -96,11 +97,11 @@ class TextFidelity(Metric):
             `text_regions`: regions compared.
 
         Raises:
-            NoDataError: no process saw a picture with text.
+            UserError: no process saw a picture with text.
         """
         sums = {name: value.item() for name, value in self.reduced_sums().items()}
         if not sums["regions"]:
-            raise NoDataError("text_fidelity: no text was found in any picture; see the source rendered_text")
+            raise UserError("text_fidelity: no text was found in any picture; see the source rendered_text")
         return {
             "text_accuracy": sums["exact"] / sums["regions"],
             "text_normalized_edit_distance": sums["normalized"] / sums["regions"],

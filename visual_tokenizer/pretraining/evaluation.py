@@ -61,7 +61,7 @@ def measure_features(
     """Return the accuracies of `feature_probe.probe` for the model, the same with random weights, and pixels.
 
     Raises:
-        UnlabelledPicturesError: the source has no such labels.
+        UserError: the source has no such labels.
     """
     section, seed = recipe.probe, recipe.training.seed
     assert section.label_column is not None

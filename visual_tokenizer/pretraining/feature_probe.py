@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BeitModel
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.semantics._pictures import View
 from visual_tokenizer.semantics.knn import nearest_classes
 from visual_tokenizer.semantics.linear_probe import LinearProbe, LinearProbeConfig, accuracy
@@ -21,10 +22,6 @@ from visual_tokenizer.training_data import PictureSet
 
 PIXEL_SIDE = 32
 """Larger pictures are brought to this side before their pixels are compared."""
-
-
-class UnlabelledPicturesError(ValueError):
-    """The source has no such labels, or too few."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,14 @@ def labelled_features(
     """Compute the features of all pictures that have a label.
 
     Raises:
-        UnlabelledPicturesError: the source has no such column, or no picture has a label.
+        UserError: the source has no such column, or no picture has a label.
     """
     views: dict[str, list[Tensor]] = {}
     labels: list[str] = []
     for batch in pictures.batches(64):
         known = sorted({name for found in batch["labels"] for name in found})
         if label_column not in known:
-            raise UnlabelledPicturesError(
+            raise UserError(
                 f"probe.label_column must be a column of labels of the source "
                 f"({', '.join(known) or 'it has none'}), got {label_column!r}"
             )
@@ -78,7 +75,7 @@ def labelled_features(
             for layer, vectors in zip(layers, average_patches(network, pixels.to(device), layers), strict=True):
                 views.setdefault(f"{name}_layer_{layer}", []).append(vectors.float().cpu())
     if not labels:
-        raise UnlabelledPicturesError(f"no picture of the split has a label in the column {label_column!r}")
+        raise UserError(f"no picture of the split has a label in the column {label_column!r}")
     return LabelledFeatures({name: torch.cat(parts) for name, parts in views.items()}, labels)
 
 

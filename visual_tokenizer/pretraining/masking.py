@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visual_tokenizer.errors import UserError
+
 PAPER_PATCHES = 14 * 14
 PAPER_MASKED = 75
 PAPER_SMALLEST_BLOCK = 16
@@ -57,12 +59,12 @@ class BlockMasking:
         self.largest_log_aspect = -math.log(min_aspect)
         self.seed = seed
         if not 1 <= self.masked_patches < patches:
-            raise ValueError(
+            raise UserError(
                 f"masking.masked_patches must be in 1 … {patches - 1} on a grid of {grid[0]} × {grid[1]} patches, "
                 f"got {self.masked_patches}"
             )
         if not 1 <= smallest <= self.masked_patches:
-            raise ValueError(
+            raise UserError(
                 f"masking.min_block_patches must be in 1 … {self.masked_patches} (what is masked), got {smallest}"
             )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from visual_tokenizer.errors import UserError
+
 
 def check(is_true: bool, name: str, rule: str, value: Any) -> None:
     """Raise unless `is_true`, naming field, rule and value."""
     if not is_true:
-        raise ValueError(f"{name} must be {rule}, got {value!r}")
+        raise UserError(f"{name} must be {rule}, got {value!r}")
 
 
 @dataclass(kw_only=True)

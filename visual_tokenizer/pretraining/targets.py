@@ -7,11 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visual_tokenizer.encoders.base import ResolutionError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.modeling import VisualTokenizer
-
-
-class UnsuitableTokenizerError(ValueError):
-    """The tokenizer's tokens are not one to a patch."""
 
 
 def check_token_grid(tokenizer: VisualTokenizer, image_size: int, patch_size: int, tokenizer_size: int) -> None:
@@ -24,22 +21,22 @@ def check_token_grid(tokenizer: VisualTokenizer, image_size: int, patch_size: in
         tokenizer_size: side of the picture that the tokenizer sees.
 
     Raises:
-        UnsuitableTokenizerError: tokens in a sequence, of a clip, or on another grid than the patches.
+        UserError: tokens in a sequence, of a clip, or on another grid than the patches.
     """
     try:
         tokens = tokenizer.token_grid(tokenizer_size, tokenizer_size, 0)
     except ResolutionError as error:
-        raise UnsuitableTokenizerError(f"tokenizer_image_size must be one that the tokenizer takes: {error}") from error
+        raise UserError(f"tokenizer_image_size must be one that the tokenizer takes: {error}") from error
     if len(tokens) == 3 and tokens[0] == 1:
         tokens = tokens[1:]
     if len(tokens) != 2:
-        raise UnsuitableTokenizerError(
+        raise UserError(
             f"masked patches are predicted from a token each, but this tokenizer gives a picture a sequence of "
             f"{tokens[0]} tokens that have no place in it; use one whose tokens lie on a grid"
         )
     patches = (image_size // patch_size,) * 2
     if tokens != patches:
-        raise UnsuitableTokenizerError(
+        raise UserError(
             f"the patch grid must equal the token grid: image_size {image_size} and model.patch_size {patch_size} give "
             f"{patches[0]} × {patches[1]} patches, the tokenizer gives {tokens[0]} × {tokens[1]} tokens at "
             f"tokenizer_image_size {tokenizer_size}"

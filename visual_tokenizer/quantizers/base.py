@@ -12,16 +12,13 @@ from torch import Tensor, nn
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.usage import batch_metrics as batch_metrics
+from visual_tokenizer.errors import IndexOutOfRangeError, UserError
 from visual_tokenizer.outputs import ABSENT, QuantizerOutput
 from visual_tokenizer.registry import PartConfig
 
 
-class LatentsError(ValueError):
+class LatentsError(UserError):
     """Latents of the wrong shape or kind."""
-
-
-class IndexOutOfRangeError(IndexError):
-    """An index that no code has."""
 
 
 @dataclass(kw_only=True)
@@ -208,7 +205,7 @@ class Composition(Quantizer):
         kinds = {(part.codebook_size, part.latent_grid, part.num_tokens) for part in parts}
         if len(kinds) > 1:
             listed = ", ".join(f"{part.codebook_size} codes on grid {part.latent_grid}" for part in parts)
-            raise ValueError(f"bases must have the same codebook_size and grid of latents, got {listed}")
+            raise UserError(f"bases must have the same codebook_size and grid of latents, got {listed}")
         self.parts = nn.ModuleList(parts)
         self.codebook_size, self.latent_grid, self.num_tokens = kinds.pop()
         self.num_codebooks = repeats * sum(part.num_codebooks for part in parts)

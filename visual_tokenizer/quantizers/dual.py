@@ -25,6 +25,7 @@ from visual_tokenizer.codebooks.initializers.base import InitializerConfig
 from visual_tokenizer.codebooks.search import nearest_codes
 from visual_tokenizer.codebooks.updates.base import UpdateConfig
 from visual_tokenizer.codebooks.usage import usage_metrics
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig
 from visual_tokenizer.registry import PartConfig
@@ -61,14 +62,14 @@ class DualConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         if self.codebook_size < 2:
-            raise ValueError(f"codebook_size must be 2 or more, got {self.codebook_size}")
+            raise UserError(f"codebook_size must be 2 or more, got {self.codebook_size}")
         for name in ("semantic_dim", "pixel_dim"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not self.distance_weight > 0:
-            raise ValueError(f"distance_weight must be above 0, got {self.distance_weight}")
+            raise UserError(f"distance_weight must be above 0, got {self.distance_weight}")
         if not self.commitment_weight >= 0:
-            raise ValueError(f"commitment_weight must be 0 or more, got {self.commitment_weight}")
+            raise UserError(f"commitment_weight must be 0 or more, got {self.commitment_weight}")
 
 
 class Dual(Quantizer):
@@ -86,7 +87,7 @@ class Dual(Quantizer):
         self.update = UpdateConfig.family.build(config.update, **shape)
         self.initializer = InitializerConfig.family.build(config.initializer)
         if self.initializer.is_online:
-            raise ValueError(f"initializer must not set codes step by step, got '{config.initializer.type}'")
+            raise UserError(f"initializer must not set codes step by step, got '{config.initializer.type}'")
         codebook = self._on_spheres(self.initializer.at_construction(**shape))
         self.codebook = nn.Parameter(codebook, requires_grad=self.update.trains_by_gradient)
         self.update.reset(codebook)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.packing import IndexOrder, pack, place_values, unpack
 from visual_tokenizer.codebooks.usage import usage_metrics
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig
 
@@ -52,13 +53,13 @@ class FSQConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"levels must be a list of integers of 2 or more, got {self.levels}")
+            raise UserError(f"levels must be a list of integers of 2 or more, got {self.levels}")
         if math.prod(self.levels) >= 2**31:
-            raise ValueError(f"the product of levels must be below 2^31, got {math.prod(self.levels)}")
+            raise UserError(f"the product of levels must be below 2^31, got {math.prod(self.levels)}")
         if not 0 < self.epsilon < 1:
-            raise ValueError(f"epsilon must be in (0, 1), got {self.epsilon}")
+            raise UserError(f"epsilon must be in (0, 1), got {self.epsilon}")
         if not 0 <= self.noise <= 1:
-            raise ValueError(f"noise must be in [0, 1], got {self.noise}")
+            raise UserError(f"noise must be in [0, 1], got {self.noise}")
 
 
 class _BoundAndRound(torch.autograd.Function):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from visual_tokenizer.codebooks.annealing import cosine_annealed, linear_warmup
 from visual_tokenizer.codebooks.relaxation import gumbel_noise, kl_to_uniform
 from visual_tokenizer.codebooks.search import code_counts
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, batch_metrics
 
@@ -52,15 +53,15 @@ class GumbelConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         if self.codebook_size < 2:
-            raise ValueError(f"codebook_size must be 2 or more, got {self.codebook_size}")
+            raise UserError(f"codebook_size must be 2 or more, got {self.codebook_size}")
         if self.code_dim < 1:
-            raise ValueError(f"code_dim must be 1 or more, got {self.code_dim}")
+            raise UserError(f"code_dim must be 1 or more, got {self.code_dim}")
         for name in ("temperature", "final_temperature"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("anneal_steps", "kl_weight", "kl_warmup_steps"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 class Gumbel(Quantizer):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import map_from_tokens, tokens_from_map
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, part_metrics, sum_terms
@@ -46,9 +47,9 @@ class HierarchicalConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         if len(self.grid) != 2 or any(side < 2 or side % 2 for side in self.grid):
-            raise ValueError(f"grid must be [height, width], even and 2 or more, got {self.grid}")
+            raise UserError(f"grid must be [height, width], even and 2 or more, got {self.grid}")
         if self.code_dim < 1:
-            raise ValueError(f"code_dim must be 1 or more, got {self.code_dim}")
+            raise UserError(f"code_dim must be 1 or more, got {self.code_dim}")
 
 
 class Hierarchical(Quantizer):
@@ -62,12 +63,12 @@ class Hierarchical(Quantizer):
         self.bottom = QuantizerConfig.family.build(config.bottom)
         for name in ("codebook_size", "num_codebooks", "latent_grid"):
             if getattr(self.top, name) != getattr(self.bottom, name):
-                raise ValueError(
+                raise UserError(
                     f"top and bottom must have one {name}, got {getattr(self.top, name)} "
                     f"and {getattr(self.bottom, name)}"
                 )
         if self.top.latent_grid is not None:
-            raise ValueError(f"top must take each position by itself, got '{config.top.type}'")
+            raise UserError(f"top must take each position by itself, got '{config.top.type}'")
         self.codebook_size, self.num_codebooks = self.top.codebook_size, self.top.num_codebooks
         self.code_dim = width = config.code_dim
         self.latent_grid = (config.grid[0], config.grid[1])

@@ -20,6 +20,7 @@ from torch import Tensor
 from visual_tokenizer.codebooks.binary_entropy import MAX_GROUP_BITS, batch_entropy, group_count, sample_entropy
 from visual_tokenizer.codebooks.packing import BitOrder, bit_places, bits_of, pack_signs, unpack_signs
 from visual_tokenizer.codebooks.usage import usage_metrics
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig
 
@@ -54,11 +55,11 @@ class LFQConfig(QuantizerConfig):
         bits_of(self.codebook_size)
         for name in ("commitment_weight", "entropy_weight", "batch_entropy_weight"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not self.inverse_temperature > 0:
-            raise ValueError(f"inverse_temperature must be above 0, got {self.inverse_temperature}")
+            raise UserError(f"inverse_temperature must be above 0, got {self.inverse_temperature}")
         if not 1 <= self.entropy_group_bits <= MAX_GROUP_BITS:
-            raise ValueError(f"entropy_group_bits must be 1 to {MAX_GROUP_BITS}, got {self.entropy_group_bits}")
+            raise UserError(f"entropy_group_bits must be 1 to {MAX_GROUP_BITS}, got {self.entropy_group_bits}")
 
 
 class LFQ(Quantizer):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import (
     Composition,
@@ -61,13 +62,13 @@ class MultiHeadConfig(QuantizerConfig):
     def __post_init__(self) -> None:
         for name in ("heads", "code_dim"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not self.disentanglement_weight >= 0:
-            raise ValueError(f"disentanglement_weight must be 0 or more, got {self.disentanglement_weight}")
+            raise UserError(f"disentanglement_weight must be 0 or more, got {self.disentanglement_weight}")
         if self.disentanglement_weight > 0 and self.heads < 2:
-            raise ValueError("disentanglement_weight must be 0 where there is one head")
+            raise UserError("disentanglement_weight must be 0 where there is one head")
         if self.bases and len(self.bases) != self.heads:
-            raise ValueError(f"bases must be empty or {self.heads} (heads), got {len(self.bases)}")
+            raise UserError(f"bases must be empty or {self.heads} (heads), got {len(self.bases)}")
 
 
 class MultiHead(Composition):
@@ -81,9 +82,9 @@ class MultiHead(Composition):
         self.code_dim = config.code_dim
         widths = [part.code_dim for part in self.parts]
         if config.combine == "sum" and set(widths) != {config.code_dim}:
-            raise ValueError(f"the bases' code_dim must be code_dim ({config.code_dim}) to be added up, got {widths}")
+            raise UserError(f"the bases' code_dim must be code_dim ({config.code_dim}) to be added up, got {widths}")
         if config.disentanglement_weight > 0 and len(set(widths)) > 1:
-            raise ValueError(f"disentanglement_weight must be 0 where heads differ in code_dim, got {widths}")
+            raise UserError(f"disentanglement_weight must be 0 where heads differ in code_dim, got {widths}")
         self.views = nn.ModuleList([nn.Linear(config.code_dim, width, bias=False) for width in widths])
         self.projection = None
         if config.combine == "concatenate":

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.codebooks.assignment import mean_square
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import map_from_tokens, tokens_from_map
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, draw_levels, part_metrics, sum_terms
@@ -66,16 +67,16 @@ class MultiScaleConfig(QuantizerConfig):
     def __post_init__(self) -> None:
         grids = [_grid(scale) for scale in self.scales]
         if not grids or any(len(grid) != 2 or min(grid) < 1 for grid in grids):
-            raise ValueError(f"scales must be sides or [height, width], each 1 or more, got {self.scales}")
+            raise UserError(f"scales must be sides or [height, width], each 1 or more, got {self.scales}")
         if any(grid[0] > grids[-1][0] or grid[1] > grids[-1][1] for grid in grids):
-            raise ValueError(f"scales must not be larger than the last, the grid of the latents, got {self.scales}")
+            raise UserError(f"scales must not be larger than the last, the grid of the latents, got {self.scales}")
         for name in ("phi_ratio", "scale_dropout"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.phi_count < 1:
-            raise ValueError(f"phi_count must be 1 or more, got {self.phi_count}")
+            raise UserError(f"phi_count must be 1 or more, got {self.phi_count}")
         if not self.commitment_weight >= 0:
-            raise ValueError(f"commitment_weight must be 0 or more, got {self.commitment_weight}")
+            raise UserError(f"commitment_weight must be 0 or more, got {self.commitment_weight}")
 
 
 def _grid(scale: int | list[int]) -> tuple[int, ...]:
@@ -103,7 +104,7 @@ class MultiScale(Quantizer):
         # Typed as anything, because torch types the items of a list as plain modules.
         self.parts: Any = nn.ModuleList([QuantizerConfig.family.build(config.base) for _ in range(built)])
         if self.bases[0].latent_grid is not None:
-            raise ValueError(f"base must take each position by itself, got '{config.base.type}'")
+            raise UserError(f"base must take each position by itself, got '{config.base.type}'")
         self.codebook_size, self.code_dim = self.bases[0].codebook_size, self.bases[0].code_dim
         self.num_codebooks = self.bases[0].num_codebooks
         nearest = [_nearest_phi(scale, len(self.grids), config.phi_count) for scale in range(len(self.grids))]

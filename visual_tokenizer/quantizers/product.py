@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import (
     Composition,
@@ -48,11 +49,11 @@ class ProductConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         if self.groups < 1:
-            raise ValueError(f"groups must be 1 or more, got {self.groups}")
+            raise UserError(f"groups must be 1 or more, got {self.groups}")
         if self.bases and len(self.bases) != self.groups:
-            raise ValueError(f"bases must be empty or {self.groups} (groups), got {len(self.bases)}")
+            raise UserError(f"bases must be empty or {self.groups} (groups), got {len(self.bases)}")
         if self.bases and self.shared:
-            raise ValueError("shared must be false where bases are given")
+            raise UserError("shared must be false where bases are given")
 
 
 class Product(Composition):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.packing import BitOrder, bit_places, bits_of, pack_signs, unpack_signs
 from visual_tokenizer.codebooks.usage import usage_metrics
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig
 
@@ -47,14 +48,14 @@ class RelaxedBinaryConfig(QuantizerConfig):
     def __post_init__(self) -> None:
         bits_of(self.codebook_size)
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+            raise UserError(f"temperature must be above 0, got {self.temperature}")
         if not 0 < self.final_temperature <= self.temperature:
-            raise ValueError(
+            raise UserError(
                 f"final_temperature must be above 0 and not above temperature ({self.temperature}), "
                 f"got {self.final_temperature}"
             )
         if self.anneal_steps < 1:
-            raise ValueError(f"anneal_steps must be 1 or more, got {self.anneal_steps}")
+            raise UserError(f"anneal_steps must be 1 or more, got {self.anneal_steps}")
 
 
 class RelaxedBinary(Quantizer):

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import IndexOutOfRangeError, UserError
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import (
     Composition,
-    IndexOutOfRangeError,
     Quantizer,
     QuantizerConfig,
     draw_levels,
@@ -65,12 +65,12 @@ class ResidualConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         if self.depth < 1:
-            raise ValueError(f"depth must be 1 or more, got {self.depth}")
+            raise UserError(f"depth must be 1 or more, got {self.depth}")
         scales = self.level_scale if isinstance(self.level_scale, list) else [self.level_scale]
         if not scales or not min(scales) > 0:
-            raise ValueError(f"level_scale must be above 0, got {self.level_scale}")
+            raise UserError(f"level_scale must be above 0, got {self.level_scale}")
         if not 0 <= self.quantizer_dropout <= 1:
-            raise ValueError(f"quantizer_dropout must be in [0, 1], got {self.quantizer_dropout}")
+            raise UserError(f"quantizer_dropout must be in [0, 1], got {self.quantizer_dropout}")
 
 
 class Residual(Composition):
@@ -87,7 +87,7 @@ class Residual(Composition):
         )
         self.code_dim = self.levels[0].code_dim
         if isinstance(config.level_scale, list) and len(config.level_scale) != self.code_dim:
-            raise ValueError(
+            raise UserError(
                 f"level_scale must be one number or {self.code_dim} (the base's code_dim), got {config.level_scale}"
             )
         self.register_derived_buffers()
@@ -164,12 +164,12 @@ class Residual(Composition):
             ValueError: the base has no table of codes, or a temperature not above 0.
         """
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+            raise UserError(f"temperature must be above 0, got {temperature}")
         distributions, chosen, residual = [], [], latents.float()
         for depth, level in enumerate(self.levels):
             table = getattr(level, "vectors", None)
             if not isinstance(table, Tensor):
-                raise ValueError(f"soft codes need a base with a table of codes, such as vq; got '{level.config.type}'")
+                raise UserError(f"soft codes need a base with a table of codes, such as vq; got '{level.config.type}'")
             scaled = (residual / self.scales[depth]).reshape(-1, self.code_dim)
             if getattr(level.config, "normalize", False):
                 scaled = F.normalize(scaled, dim=-1)

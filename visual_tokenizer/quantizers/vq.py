@@ -26,6 +26,7 @@ from visual_tokenizer.codebooks.regularizers.base import RegularizerConfig
 from visual_tokenizer.codebooks.reseeders.base import ReseederConfig
 from visual_tokenizer.codebooks.search import code_counts
 from visual_tokenizer.codebooks.updates.base import UpdateConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, batch_metrics
 from visual_tokenizer.registry import PartConfig
@@ -74,16 +75,16 @@ class VQConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         if self.codebook_size < 2:
-            raise ValueError(f"codebook_size must be 2 or more, got {self.codebook_size}")
+            raise UserError(f"codebook_size must be 2 or more, got {self.codebook_size}")
         if self.code_dim < 1:
-            raise ValueError(f"code_dim must be 1 or more, got {self.code_dim}")
+            raise UserError(f"code_dim must be 1 or more, got {self.code_dim}")
         if not self.commitment_weight >= 0:
-            raise ValueError(f"commitment_weight must be 0 or more, got {self.commitment_weight}")
+            raise UserError(f"commitment_weight must be 0 or more, got {self.commitment_weight}")
         if not 0 <= self.usage_decay < 1:
-            raise ValueError(f"usage_decay must be in [0, 1), got {self.usage_decay}")
+            raise UserError(f"usage_decay must be in [0, 1), got {self.usage_decay}")
         kinds = [regularizer.type for regularizer in self.regularizers]
         if len(set(kinds)) < len(kinds):
-            raise ValueError(f"regularizers must be of different types, got {', '.join(kinds)}")
+            raise UserError(f"regularizers must be of different types, got {', '.join(kinds)}")
 
 
 def _part(kind: type[PartConfig], name: str) -> Any:
@@ -128,28 +129,28 @@ class VQ(Quantizer):
         config = self.config
         by_gradient = self.update.trains_by_gradient
         if self.parametrization.learns_by_gradient and not by_gradient:
-            raise ValueError(
+            raise UserError(
                 f"parametrization '{config.parametrization.type}' learns by gradient: update must be 'gradient', "
                 f"got '{config.update.type}'"
             )
         if self.estimator.needs_trained_codebook and not by_gradient:
-            raise ValueError(
+            raise UserError(
                 f"estimator '{config.estimator.type}' trains the codebook: update must be 'gradient', "
                 f"got '{config.update.type}'"
             )
         if not self.parametrization.trains_table:
             if self.reseeder is not None:
-                raise ValueError(
+                raise UserError(
                     f"parametrization '{config.parametrization.type}' keeps its table: reseeder must be null"
                 )
             if self.initializer.samples > 0 or self.initializer.is_online:
-                raise ValueError(
+                raise UserError(
                     f"parametrization '{config.parametrization.type}' keeps its table: initializer must be 'random', "
                     f"got '{config.initializer.type}'"
                 )
         for name, regularizer in self.regularizers.items():
             if not regularizer.moves_latents and not by_gradient:
-                raise ValueError(
+                raise UserError(
                     f"regularizer '{name}' shapes the codebook: update must be 'gradient', got '{config.update.type}'"
                 )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.semantics._cosines import cosines
 from visual_tokenizer.semantics._pictures import SemanticData, View
 from visual_tokenizer.semantics.base import SemanticMeasure, SemanticMeasureConfig
@@ -25,7 +26,7 @@ class KNNConfig(SemanticMeasureConfig):
 
     def __post_init__(self) -> None:
         if self.neighbours < 1:
-            raise ValueError(f"neighbours must be 1 or more, got {self.neighbours}")
+            raise UserError(f"neighbours must be 1 or more, got {self.neighbours}")
 
 
 class KNN(SemanticMeasure):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.semantics._logistic_regression import LogisticRegression, fit_logistic_regression
 from visual_tokenizer.semantics._pictures import SemanticData
 from visual_tokenizer.semantics.base import SemanticMeasure, SemanticMeasureConfig
@@ -29,9 +30,9 @@ class LinearProbeConfig(SemanticMeasureConfig):
 
     def __post_init__(self) -> None:
         if not self.strengths or self.strengths[0] <= 0 or sorted(set(self.strengths)) != list(self.strengths):
-            raise ValueError(f"strengths must be growing numbers above 0, at least one, got {self.strengths}")
+            raise UserError(f"strengths must be growing numbers above 0, at least one, got {self.strengths}")
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be in (0, 1), got {self.validation_fraction}")
+            raise UserError(f"validation_fraction must be in (0, 1), got {self.validation_fraction}")
 
 
 class LinearProbe(SemanticMeasure):

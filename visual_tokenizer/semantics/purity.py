@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.semantics._code_classes import code_class_counts, shuffled
 from visual_tokenizer.semantics._pictures import SemanticData, join_pictures
 from visual_tokenizer.semantics.base import SemanticMeasure, SemanticMeasureConfig
@@ -24,7 +25,7 @@ class PurityConfig(SemanticMeasureConfig):
 
     def __post_init__(self) -> None:
         if self.shuffles < 1:
-            raise ValueError(f"shuffles must be 1 or more, got {self.shuffles}")
+            raise UserError(f"shuffles must be 1 or more, got {self.shuffles}")
 
 
 class Purity(SemanticMeasure):

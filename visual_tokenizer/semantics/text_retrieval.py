@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.retrieval import topk_caption_accuracy
 from visual_tokenizer.semantics._pictures import SemanticData, View
 from visual_tokenizer.semantics._ridge import fit_ridge
@@ -30,7 +31,7 @@ class TextRetrievalConfig(SemanticMeasureConfig):
 
     def __post_init__(self) -> None:
         if not self.ranks or min(self.ranks) < 1:
-            raise ValueError(f"ranks must be 1 or more, at least one, got {self.ranks}")
+            raise UserError(f"ranks must be 1 or more, at least one, got {self.ranks}")
 
 
 class TextRetrieval(SemanticMeasure):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch.nn import functional as F
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.semantics._pictures import SemanticData
 from visual_tokenizer.semantics._ridge import fit_ridge
 from visual_tokenizer.semantics.base import SemanticMeasure, SemanticMeasureConfig
@@ -24,7 +25,7 @@ class ZeroShotConfig(SemanticMeasureConfig):
 
     def __post_init__(self) -> None:
         if "{}" not in self.prompt:
-            raise ValueError(f"prompt must hold {{}}, where the class is put, got {self.prompt!r}")
+            raise UserError(f"prompt must hold {{}}, where the class is put, got {self.prompt!r}")
 
 
 class ZeroShot(SemanticMeasure):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from visual_tokenizer.backbones.base import MissingWeightsError, WeightsMismatchError
+from visual_tokenizer.backbones.base import MissingWeightsError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.locations import require_folder
 from visual_tokenizer.text_encoders.base import without_gradient
 
@@ -21,7 +22,7 @@ def load_text_model(name: str | Path, max_length: int) -> tuple[Any, Any]:
     Raises:
         FileNotFoundError: `name` is a path where nothing is.
         MissingWeightsError: neither this machine nor the hub has the model, or it has no tokenizer.
-        WeightsMismatchError: the checkpoint lacks weights that are not those of a pooling layer.
+        UserError: the checkpoint lacks weights that are not those of a pooling layer.
     """
     require_folder(name, "a transformers text model")
     try:
@@ -37,7 +38,7 @@ def load_text_model(name: str | Path, max_length: int) -> tuple[Any, Any]:
             f"(where there is a network: `hf download {name} --local-dir FOLDER`)"
         ) from error
     if lacking := [key for key in sorted(map(str, info["missing_keys"])) if "pooler" not in key]:
-        raise WeightsMismatchError(f"weights: the checkpoint of '{name}' lacks {', '.join(lacking[:3])}")
+        raise UserError(f"weights: the checkpoint of '{name}' lacks {', '.join(lacking[:3])}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"  # the texts of a batch begin at the first position, as alone

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 
@@ -25,7 +26,7 @@ class TextEncoderConfig(PartConfig, package="visual_tokenizer.text_encoders"):
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
-            raise ValueError(f"max_length must be 2 or more, got {self.max_length}")
+            raise UserError(f"max_length must be 2 or more, got {self.max_length}")
 
 
 class TextEncoder(nn.Module):

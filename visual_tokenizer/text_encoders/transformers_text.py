@@ -28,7 +28,7 @@ class TransformersText(TextEncoder):
     Raises:
         FileNotFoundError: `weights` is a path where nothing is.
         MissingWeightsError: `weights` is null, or can be had neither here nor from the hub.
-        WeightsMismatchError: the checkpoint lacks weights that are not those of a pooling layer.
+        UserError: the checkpoint lacks weights that are not those of a pooling layer.
     """
 
     Config = TransformersTextConfig

@@ -15,7 +15,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from mmlm.backbones.base import BackboneConfig, LanguageModelNotFoundError
+from mmlm.backbones.base import BackboneConfig
 from mmlm.chameleon_model import ChameleonForCausalLM
 from mmlm.generation.images import generate_indices
 from mmlm.merge_recipe import MergeRecipe, merge_by_recipe
@@ -23,6 +23,7 @@ from mmlm.merged_model import load_merged
 from mmlm.processing import MultimodalProcessor
 from mmlm.published import load_published_lm
 from visual_tokenizer.convert import MissingDecoderWarning
+from visual_tokenizer.errors import MissingFileError
 from visual_tokenizer.registry import UnknownPartError
 
 
@@ -193,7 +194,7 @@ def test_a_folder_becomes_a_merged_models_folder(whole_emu3, emu3_tokenizer, tmp
 
 
 def test_what_cannot_be_loaded(whole_emu3, tmp_path) -> None:
-    with pytest.raises(LanguageModelNotFoundError, match="Emu3ForConditionalGeneration"):
+    with pytest.raises(MissingFileError, match="Emu3ForConditionalGeneration"):
         load_published_lm(tmp_path, "emu3")
     with pytest.raises(ValueError, match="text_tokenizer"):
         load_published_lm(whole_emu3, "emu3")

@@ -8,21 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmlm.data.pairs import (
-    IMAGE,
-    STRUCTURE,
-    TEXT,
-    PairCollator,
-    PairOptions,
-    PairSequences,
-    SequenceLengthError,
-    encode_captions,
-)
+from mmlm.data.pairs import IMAGE, STRUCTURE, TEXT, PairCollator, PairOptions, PairSequences, encode_captions
 from mmlm.data.shards import ShardError
 from mmlm.layouts.base import LayoutConfig
 from mmlm.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
 from mmlm.vocabulary import VisualVocabulary
+from visual_tokenizer.errors import UserError
 
 INDICES = np.random.default_rng(0).integers(0, 512, (50, 16))
 CAPTIONS = [f"a red apple number {number}" * (1 + number % 3) for number in range(49)] + ["<|visual_00001|> <s>"]
@@ -153,7 +145,7 @@ def test_too_long_and_empty_are_refused(processor: MultimodalProcessor) -> None:
     longest = max(len(rows[row]["input_ids"]) for row in range(50))
     assert rows.longest() == longest
     rows.check_length(longest)
-    with pytest.raises(SequenceLengthError, match=f"{longest} tokens, more than the {longest - 1} of"):
+    with pytest.raises(UserError, match=f"{longest} tokens, more than the {longest - 1} of"):
         rows.check_length(longest - 1)
     with pytest.raises(ShardError, match="empty"):
         PairSequences(shards(0), processor.layout, PairOptions())

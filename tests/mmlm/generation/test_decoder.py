@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Mistra
 
 from mmlm.generation.decoder import Decoder, plain_decoder
 from mmlm.generation.images import generate_indices
-from mmlm.generation.sampling import GenerationError
+from visual_tokenizer.errors import UserError
 
 PROMPTS = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9, 2]), torch.tensor([6])]
 STEPS = [torch.tensor([[7], [8], [9]]), torch.tensor([[1, 2], [3, 4], [5, 6]]), torch.tensor([[10], [11], [12]])]
@@ -106,5 +106,5 @@ def test_only_the_chosen_rows_of_the_head_are_multiplied(monkeypatch):
 
 
 def test_too_long_a_sequence_is_refused():
-    with pytest.raises(GenerationError, match="69 tokens, but the model has 64 positions"):
+    with pytest.raises(UserError, match="69 tokens, but the model has 64 positions"):
         Decoder(build("llama"), PROMPTS, 64, pad_id=0)

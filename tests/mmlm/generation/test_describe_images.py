@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from mmlm.generation.captions import describe_images
-from mmlm.generation.sampling import GenerationError
+from visual_tokenizer.errors import UserError
 
 IMAGES = [Image.new("RGB", (40, 20), color) for color in ("red", "green", "blue", "white", "black")]
 
@@ -72,5 +72,5 @@ def test_sampled_captions_depend_on_seed_and_picture_only(merged):
     ],
 )
 def test_settings_out_of_range(merged, settings, message):
-    with pytest.raises(GenerationError, match=message):
+    with pytest.raises(UserError, match=message):
         describe_images(*merged, **{"images": IMAGES[:1], **settings})

@@ -10,10 +10,8 @@ from transformers import GenerationConfig
 
 from mmlm.generation.images import generate_images, generate_indices
 from mmlm.generation.loop import evaluation_mode
-from mmlm.generation.sampling import GenerationError
-from mmlm.merge_record import ModelMismatchError
-from mmlm.processing import MissingCodecError
 from mmlm.vocabulary import VisualVocabulary
+from visual_tokenizer.errors import UserError
 
 GRID = (2, 4)
 PROMPTS = ["a red dog", "a yellow house near the sea", "!", "a black tree at night"]
@@ -140,7 +138,7 @@ def test_the_mode_of_each_part_is_restored_even_after_an_error(merged):
         assert [part.training for part in model.modules()] == before
         with evaluation_mode(model):
             assert not any(part.training for part in model.modules())
-        with pytest.raises(GenerationError):
+        with pytest.raises(UserError):
             draw(merged, ["a red dog " * 60])
         assert [part.training for part in model.modules()] == before
     finally:
@@ -175,19 +173,19 @@ def test_dropout_is_off_while_drawing(merge_tiny):
 )
 def test_settings_out_of_range(merged, settings, message):
     settings = {"prompts": ["a"], **settings}
-    with pytest.raises(GenerationError, match=message):
+    with pytest.raises(UserError, match=message):
         generate_images(*merged, **settings)
 
 
 def test_another_models_processor_is_refused(merged, make_model):
-    with pytest.raises(ModelMismatchError):
+    with pytest.raises(UserError):
         generate_images(make_model(100), merged[1], ["a"])
 
 
 def test_a_processor_without_codec_is_refused(merged):
     processor = copy.copy(merged[1])
     processor.codec = None
-    with pytest.raises(MissingCodecError):
+    with pytest.raises(UserError):
         generate_images(merged[0], processor, ["a"])
 
 
@@ -195,7 +193,7 @@ def test_broken_weights_are_reported(merge_tiny):
     model, processor = merge_tiny()
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
-    with pytest.raises(GenerationError, match="NaN"):
+    with pytest.raises(UserError, match="NaN"):
         generate_images(model, processor, ["a"])
 
 

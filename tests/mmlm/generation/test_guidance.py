@@ -13,7 +13,8 @@ from mmlm.generation.guidance import (
     guide,
 )
 from mmlm.generation.prompts import read_prompts
-from mmlm.generation.sampling import GenerationError, RowSampler, row_uniforms
+from mmlm.generation.sampling import RowSampler, row_uniforms
+from visual_tokenizer.errors import UserError
 
 GRID = (2, 4)
 
@@ -112,5 +113,5 @@ def test_the_settings_choose_the_guidance():
     assert choose_guidance(1.0) == Guidance()
     assert choose_guidance(2.0) == TextGuidance(2.0)
     assert choose_guidance(1.0, 1.2) == TextAndImageGuidance(1.0, 1.2)
-    with pytest.raises(GenerationError, match="image_guidance_scale must be 0 or more, got -1"):
+    with pytest.raises(UserError, match="image_guidance_scale must be 0 or more, got -1"):
         choose_guidance(1.0, -1)

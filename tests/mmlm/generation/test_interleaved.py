@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from mmlm.generation.interleaved import generate_interleaved, join_pieces
-from mmlm.generation.sampling import GenerationError
+from visual_tokenizer.errors import UserError
 
 LAYOUTS = ["emu3", {"type": "chameleon", "height": 2, "width": 4}]
 PICTURE = Image.new("RGB", (32, 16), "red")
@@ -196,5 +196,5 @@ def test_the_same_seed_gives_the_same_answer(merge_tiny):
     ],
 )
 def test_settings_out_of_range(merged, settings, message):
-    with pytest.raises(GenerationError, match=message):
+    with pytest.raises(UserError, match=message):
         ask(merged, **{"prompt": "a", **settings})

@@ -7,7 +7,7 @@ from PIL import Image
 from mmlm.generation.best_of import CaptionLikelihood, ImageTextSimilarity, generate_best
 from mmlm.generation.images import generate_images, generate_indices
 from mmlm.generation.previews import partial_indices, steps_of_rows
-from mmlm.generation.sampling import GenerationError
+from visual_tokenizer.errors import UserError
 
 GRID = (2, 4)
 RED, BLUE = (Image.new("RGB", (32, 16), color) for color in ("red", "blue"))
@@ -54,7 +54,7 @@ def test_indices_may_stand_for_a_picture(merged):
 def test_each_prompt_may_have_its_own_seed(merged):
     both = draw(merged, ["a red dog", "a red dog"], seed=[3, 4])
     assert torch.equal(both, torch.cat([draw(merged, ["a red dog"], seed=seed) for seed in (3, 4)]))
-    with pytest.raises(GenerationError, match="one for each of the 2 prompts, got 1"):
+    with pytest.raises(UserError, match="one for each of the 2 prompts, got 1"):
         draw(merged, ["a", "b"], seed=[1])
 
 
@@ -112,7 +112,7 @@ def test_the_best_of_several_is_the_scorers_choice(merged):
     for number, image in enumerate(best):
         own = all_of_them[4 * number : 4 * number + 4]
         assert image.tobytes() == max(own, key=lambda one: sum(one.convert("L").tobytes())).tobytes()
-    with pytest.raises(GenerationError, match="gave 1 scores for 4"):
+    with pytest.raises(UserError, match="gave 1 scores for 4"):
         generate_best(model, processor, prompts, 4, lambda candidates: [0.0])
 
 

@@ -5,15 +5,8 @@ import math
 import pytest
 import torch
 
-from mmlm.generation.sampling import (
-    GenerationError,
-    RowSampler,
-    check_sampling,
-    keep_top_k,
-    keep_top_p,
-    pick,
-    row_uniforms,
-)
+from mmlm.generation.sampling import RowSampler, check_sampling, keep_top_k, keep_top_p, pick, row_uniforms
+from visual_tokenizer.errors import UserError
 
 
 def probabilities(*values: float) -> torch.Tensor:
@@ -100,7 +93,7 @@ def test_scores_that_are_nan_are_reported():
     one = sampler()
     scores = torch.full((2, 5), math.nan)
     assert one(torch.zeros(2, 3, dtype=torch.int64), scores).shape == (2, 5)
-    with pytest.raises(GenerationError, match="NaN or infinite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         one.check_sound()
 
 
@@ -117,5 +110,5 @@ def test_scores_that_are_nan_are_reported():
     ],
 )
 def test_settings_out_of_range(settings, message):
-    with pytest.raises(GenerationError, match=message):
+    with pytest.raises(UserError, match=message):
         check_sampling(*settings)

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from mmlm.block_grammar import BlockGrammar
 from mmlm.generation.constraints import GrammarConstraint, InterleavedConstraint, TextConstraint
-from mmlm.layouts.base import GridError, Layout, MalformedSequenceError
+from mmlm.layouts.base import Layout, MalformedSequenceError
+from visual_tokenizer.errors import UserError
 
 VISUAL, ROWS = 150, 300
 
@@ -52,7 +53,7 @@ def test_every_block_of_its_grids_is_taken_and_no_other(emu3: Layout) -> None:
     assert error.value.position == 3
     assert error.value.found == "'4' (52)"
     assert set(error.value.expected.split(" or ")) == {"'1' (49)", "'3' (51)", "'2' (50)"} - {"'2' (50)"}
-    with pytest.raises(GridError, match="got none"):
+    with pytest.raises(UserError, match="got none"):
         BlockGrammar(emu3, [])
 
 
@@ -154,10 +155,10 @@ def test_layouts_refuse_what_they_have_no_block_for(build) -> None:
         build({"type": "sequence"}, (2, 3))
     with pytest.raises(ValueError, match="min_length"):
         build({"type": "sequence", "min_length": 5, "max_length": 4}, (4,))
-    with pytest.raises(GridError, match="2 to 4 positions"):
+    with pytest.raises(UserError, match="2 to 4 positions"):
         build({"type": "sequence", "min_length": 2, "max_length": 4}, (4,)).template((5,))
     assert list(build({"type": "sequence"}, (32,)).lengths) == [32]
-    with pytest.raises(GridError, match="2 x 3"):
+    with pytest.raises(UserError, match="2 x 3"):
         build({"type": "llamagen"}, (2, 3)).template((3, 2))
     with pytest.raises(ValueError, match="rows and columns"):
         build({"type": "llamagen"}, (2, 2, 3))

@@ -16,10 +16,10 @@ from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
 from transformers.models.emu3.processing_emu3 import Emu3Processor
 
 from mmlm.layouts import chameleon, emu3
-from mmlm.layouts.base import GridError
 from mmlm.processing import MultimodalProcessor
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizerImageProcessor
+from visual_tokenizer.errors import UserError
 
 TEXTS = ["a red cat sits on the mat", "Two dogs. No 12 of 7!", "the cat saw 34 * 20 dogs", "USER: what is this?"]
 CODES = 512
@@ -146,7 +146,7 @@ def test_emu3_prompts_for_generation(ours_emu3, ratio, area) -> None:
 
 def test_wrong_ratios_and_names_are_refused() -> None:
     for ratio, area in [("1", 64), ("0:1", 64), ("1:1", 0), ("1:1", 3), ("1:9999", 64)]:
-        with pytest.raises(GridError):
+        with pytest.raises(UserError):
             emu3.grid_of_area(ratio, area)
     with pytest.raises(ValueError, match="0 … 0"):
         emu3.published_table({"<|visual token 000001|>": 3})

@@ -6,12 +6,8 @@ import pytest
 import torch
 
 import mmlm.subject as subjects
-from mmlm.measures.embedding_regression import (
-    EmbeddingRegression,
-    EmbeddingRegressionConfig,
-    NoTrainingPairsError,
-    fit_ridge,
-)
+from mmlm.measures.embedding_regression import EmbeddingRegression, EmbeddingRegressionConfig, fit_ridge
+from visual_tokenizer.errors import UserError
 
 
 def test_without_a_penalty_a_linear_relation_is_found():
@@ -60,5 +56,5 @@ def test_drawings_that_are_the_originals_reach_the_ceiling(make_subject, monkeyp
     for split in ("train", "heldout"):
         assert found[split]["drawings"] == pytest.approx(found[split]["originals"])
         assert -1 <= found[split]["other_originals"] <= 1
-    with pytest.raises(NoTrainingPairsError, match="lower num_prompts"):
+    with pytest.raises(UserError, match="lower num_prompts"):
         EmbeddingRegression(EmbeddingRegressionConfig()).measure(make_subject(num_pairs=12))

@@ -12,7 +12,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokeniz
 import mmlm.subject as subjects
 from mmlm.image_text_model import load_image_text_model
 from mmlm.measures.image_text_score import ImageTextScore, ImageTextScoreConfig
-from visual_tokenizer.backbones.base import MissingWeightsError, WeightsMismatchError
+from visual_tokenizer.backbones.base import MissingWeightsError
+from visual_tokenizer.errors import UserError
 
 WORDS = ["[PAD]", "[UNK]", "a", "red", "lime", "box", "car", "white", "blue", "[END]"]
 
@@ -67,5 +68,5 @@ def test_what_is_missing_is_said(clip, tmp_path):
     )
     transformers.BertModel(text).save_pretrained(tmp_path)
     CLIPProcessor.from_pretrained(clip).tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(WeightsMismatchError, match="must name a model of pictures and texts"):
+    with pytest.raises(UserError, match="must name a model of pictures and texts"):
         load_image_text_model(str(tmp_path))

@@ -7,13 +7,9 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from mmlm.measures.text_ability import (
-    TextAbility,
-    TextFileError,
-    VocabularyMismatchError,
-    visual_rows,
-)
+from mmlm.measures.text_ability import TextAbility, visual_rows
 from mmlm.text_tokenizer import train_text_tokenizer
+from visual_tokenizer.errors import UserError
 
 TEXT = "a red apple near the sea, a blue car under the roof and a yellow house in the rain at night. " * 6
 
@@ -74,7 +70,7 @@ def test_wrong_files_models_and_fields(make_subject, files, tmp_path, captions):
         ("latin.txt", "readable UTF-8 file"),
         ("short.txt", "0 token"),
     ):
-        with pytest.raises(TextFileError, match=message):
+        with pytest.raises(UserError, match=message):
             ability(files, text_file=str(tmp_path / name)).measure(make_subject())
     with pytest.raises(ValueError, match="window must be at most"):
         ability(files, window=5000, stride=10).measure(make_subject())
@@ -85,5 +81,5 @@ def test_wrong_files_models_and_fields(make_subject, files, tmp_path, captions):
     other = tmp_path / "other"
     AutoModelForCausalLM.from_pretrained(files / "before").save_pretrained(other)
     train_text_tokenizer(captions, 300, tmp_path / "pieces").save_pretrained(other)
-    with pytest.raises(VocabularyMismatchError, match="give the language model from which the merged one was made"):
+    with pytest.raises(UserError, match="give the language model from which the merged one was made"):
         ability(files, reference_model={"type": "pretrained", "path": str(other)}).measure(make_subject())

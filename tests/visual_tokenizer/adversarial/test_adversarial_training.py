@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 import visual_tokenizer
 from visual_tokenizer.adversarial import adaptive_weight
-from visual_tokenizer.callbacks import Callback, DivergedError
+from visual_tokenizer.callbacks import Callback
 from visual_tokenizer.checkpoints import CheckpointError
+from visual_tokenizer.errors import DivergedError
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.training import TokenizerTrainer

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visual_tokenizer.backbones.base import UnsuitablePixelsError, resize_like_tensorflow
+from visual_tokenizer.backbones.base import resize_like_tensorflow
 from visual_tokenizer.backbones.i3d import I3D, I3DConfig, _Network, _pad_same
+from visual_tokenizer.errors import UserError
 
 
 def random_state() -> dict[str, Tensor]:
@@ -86,9 +87,9 @@ def test_embedding_is_the_mean_of_the_logits_over_time(network: I3D) -> None:
 
 
 def test_wrong_clips_and_files_are_refused(network: I3D, tmp_path: Path) -> None:
-    with pytest.raises(UnsuitablePixelsError, match="9 frames or more for I3D, got 8"):
+    with pytest.raises(UserError, match="9 frames or more for I3D, got 8"):
         network.embedding(torch.zeros(1, 3, 8, 32, 32))
-    with pytest.raises(UnsuitablePixelsError, match="clips must be float"):
+    with pytest.raises(UserError, match="clips must be float"):
         network.embedding(torch.zeros(1, 3, 32, 32))
     torch.save({"logits.conv3d.bias": torch.zeros(600)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="Conv3d_1a_7x7"):

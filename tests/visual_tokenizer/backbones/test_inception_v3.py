@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.backbones import inception_v3
-from visual_tokenizer.backbones.base import WeightsMismatchError, resize_like_tensorflow
+from visual_tokenizer.backbones.base import resize_like_tensorflow
 from visual_tokenizer.backbones.inception_v3 import InceptionV3, InceptionV3Config, _Network
+from visual_tokenizer.errors import UserError
 
 
 def random_state() -> dict[str, Tensor]:
@@ -130,7 +131,7 @@ def test_torchvisions_inception_is_refused(tmp_path: Path, monkeypatch: pytest.M
     state = random_state()
     state["fc.weight"], state["fc.bias"] = torch.zeros(1000, 2048), torch.zeros(1000)
     torch.save(state, tmp_path / "torchvision.pth")
-    with pytest.raises(WeightsMismatchError, match=r"fc\.weight of shape \(1000, 2048\), not \(1008, 2048\)"):
+    with pytest.raises(UserError, match=r"fc\.weight of shape \(1000, 2048\), not \(1008, 2048\)"):
         InceptionV3(InceptionV3Config(weights=str(tmp_path / "torchvision.pth")))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=inception_v3.FILE_NAMES[0]):

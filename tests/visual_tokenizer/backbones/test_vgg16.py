@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from visual_tokenizer.backbones.base import MissingWeightsError, WeightsMismatchError
+from visual_tokenizer.backbones.base import MissingWeightsError
 from visual_tokenizer.backbones.vgg16 import VGG16, VGG16Config
+from visual_tokenizer.errors import UserError
 
 # Index of each convolution in torchvision's `features`, with its widths; a pool stands at 4, 9, 16 and 23.
 CONVOLUTIONS = {
@@ -78,7 +79,7 @@ def test_files_are_checked(weights: Path, tmp_path: Path, monkeypatch: pytest.Mo
     del state["features.28.bias"]
     state["features.0.weight"] = torch.zeros(64, 1, 3, 3)
     save_file(state, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsMismatchError, match=r"features\.0\.weight of shape \(64, 1, 3, 3\).*lacks features\.28"):
+    with pytest.raises(UserError, match=r"features\.0\.weight of shape \(64, 1, 3, 3\).*lacks features\.28"):
         VGG16(VGG16Config(weights=str(tmp_path / "other.safetensors")))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(MissingWeightsError, match=r"checkpoints/vgg16-397923af\.pth"):

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.convert import load_published, save_published
 from visual_tokenizer.convert.conversion import build_source
-from visual_tokenizer.convert.links import LayoutError
 from visual_tokenizer.encoders.base import EncoderConfig
+from visual_tokenizer.errors import UserError
 
 SIZE = 16
 
@@ -420,7 +420,7 @@ def test_titok(normalize):
 
 def test_titok_of_the_first_stage_is_refused():
     w = {name: tensor for name, tensor in titok_weights().items() if not name.startswith("pixel_")}
-    with pytest.raises(LayoutError, match="no pixel decoder"):
+    with pytest.raises(UserError, match="no pixel decoder"):
         load_published(w, source="titok", head_channels=8)
 
 
@@ -492,7 +492,7 @@ def test_dalle(size):
 
 
 def test_dalle_without_its_decoder_is_refused():
-    with pytest.raises(LayoutError, match=r"give decoder.pkl's too"):
+    with pytest.raises(UserError, match=r"give decoder.pkl's too"):
         load_published(dalle_weights()[0], source="dalle")
 
 

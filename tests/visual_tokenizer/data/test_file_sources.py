@@ -10,8 +10,8 @@ import datasets
 import pytest
 from encoded_pictures import bad_pictures, picture_bytes
 
-from visual_tokenizer.data.decoding import TooManyUnreadableError
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig, hash_fraction
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
 
@@ -116,10 +116,10 @@ def test_the_last_picture_is_replaced_by_the_first(tmp_path: Path) -> None:
 
 def test_mostly_bad_folders_abort_and_small_ones_do_not_loop_forever(tmp_path: Path) -> None:
     large = write_folder(tmp_path / "large", 2, {f"bad{n:02d}.png": b"x" for n in range(40)})
-    with pytest.raises(TooManyUnreadableError, match=r"max_unreadable_fraction is 0\.5"):
+    with pytest.raises(UserError, match=r"max_unreadable_fraction is 0\.5"):
         list(build(type="image_folder", folder=str(large)).load("all"))
     small = write_folder(tmp_path / "small", 0, {"bad.png": b"x"})
-    with pytest.raises(TooManyUnreadableError, match="none of the 1 pictures"):
+    with pytest.raises(UserError, match="none of the 1 pictures"):
         build(type="image_folder", folder=str(small)).load("all")[0]
 
 

@@ -13,13 +13,8 @@ import pytest
 from encoded_pictures import bad_pictures, huge_png, picture_bytes
 from PIL import Image
 
-from visual_tokenizer.data.decoding import (
-    SkipReport,
-    TooManyUnreadableError,
-    UnreadableImageError,
-    decode_image,
-    to_rgb,
-)
+from visual_tokenizer.data.decoding import SkipReport, UnreadableImageError, decode_image, to_rgb
+from visual_tokenizer.errors import UserError
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -140,7 +135,7 @@ def test_report_aborts_above_the_fraction_and_only_after_twenty() -> None:
     report = SkipReport(max_unreadable_fraction=0.5)
     for number in range(19):
         report.skip(UnreadableImageError(f"{number}.png", "cut"))
-    with pytest.raises(TooManyUnreadableError, match=r"20 of 20 .* max_unreadable_fraction is 0.5"):
+    with pytest.raises(UserError, match=r"20 of 20 .* max_unreadable_fraction is 0.5"):
         report.skip(UnreadableImageError("19.png", "cut"))
     tolerant = SkipReport(max_unreadable_fraction=1.0)
     for number in range(40):

@@ -13,11 +13,11 @@ from accelerate.data_loader import prepare_data_loader
 from encoded_pictures import picture_bytes
 from torch.utils.data import DataLoader
 
-from visual_tokenizer.data.decoding import TooManyUnreadableError
 from visual_tokenizer.data.loading import build_loader
 from visual_tokenizer.data.sources.base import Source, SourceConfig
 from visual_tokenizer.data.streaming import key_number
 from visual_tokenizer.data.transforms import TransformConfig
+from visual_tokenizer.errors import UserError
 
 COUNT = 24
 
@@ -114,5 +114,5 @@ def test_two_processes_divide_the_stream_and_decode_only_their_share(tmp_path: P
 
 def test_a_stream_without_a_readable_start_aborts(tmp_path: Path) -> None:
     source = write_shards(tmp_path, bad=set(range(COUNT)))
-    with pytest.raises(TooManyUnreadableError, match="none of the first 4 pictures"):
+    with pytest.raises(UserError, match="none of the first 4 pictures"):
         list(loader(source))

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from visual_tokenizer.metrics.base import NoDataError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.metrics.codebook_usage import CodebookUsage, CodebookUsageConfig, count_indices
 
 
@@ -88,7 +88,7 @@ def test_wrong_indices_are_refused(indices: torch.Tensor, num_codebooks: int, me
 def test_empty() -> None:
     metric = usage(4)
     metric.update(torch.zeros(0, 5, dtype=torch.int64))
-    with pytest.raises(NoDataError, match="codebook_usage"):
+    with pytest.raises(UserError, match="codebook_usage"):
         metric.compute()
     with pytest.raises(ValueError, match="codebook_size must be 1 or more"):
         usage(0)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from visual_tokenizer.backbones.base import Backbone, BackboneConfig, load_backbone
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.metrics._frechet import frechet_distance
-from visual_tokenizer.metrics.base import NoDataError, round_to_levels
+from visual_tokenizer.metrics.base import round_to_levels
 from visual_tokenizer.metrics.feature_distance import FeatureDistance
 
 
@@ -138,5 +139,5 @@ def test_too_few_pictures() -> None:
     metric = FeatureDistance(network=Small())
     metric.update(pictures(3, 0, 0.0), is_reference=True)
     metric.update(pictures(1, 0, 0.0), is_reference=False)
-    with pytest.raises(NoDataError, match="generated set needs 2 pictures or more, got 1"):
+    with pytest.raises(UserError, match="generated set needs 2 pictures or more, got 1"):
         metric.compute()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from visual_tokenizer.backbones.base import Backbone, BackboneConfig, MissingWeightsError, UnsuitablePixelsError
+from visual_tokenizer.backbones.base import Backbone, BackboneConfig, MissingWeightsError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.metrics import face_fidelity, fid, fvd
 from visual_tokenizer.metrics.base import MetricConfig, round_to_levels
 from visual_tokenizer.metrics.face_fidelity import FaceFidelity, FaceFidelityConfig
@@ -99,7 +100,7 @@ def test_fvd_is_the_frechet_distance_of_clips_by_torchmetrics(monkeypatch: pytes
     metric = FVD()
     metric.observe(pixels, other, torch.zeros(0))
     assert metric.compute()["FVD"] == pytest.approx(theirs.compute().item(), rel=1e-4)
-    with pytest.raises(UnsuitablePixelsError, match="clips must be"):
+    with pytest.raises(UserError, match="clips must be"):
         metric.observe(pixels[:, :, 0], other[:, :, 0], torch.zeros(0))
 
 

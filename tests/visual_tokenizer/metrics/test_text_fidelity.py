@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.metrics._text import edit_distance
-from visual_tokenizer.metrics.base import NoDataError
 from visual_tokenizer.metrics.text_fidelity import TextFidelity, TextFidelityConfig
 
 
@@ -68,7 +68,7 @@ def test_counts_by_hand() -> None:
 def test_pictures_without_text_are_no_data() -> None:
     metric = TextFidelity(reader=Scripted())
     metric.update(named(2), named(0))
-    with pytest.raises(NoDataError, match="no text was found"):
+    with pytest.raises(UserError, match="no text was found"):
         metric.compute()
     with pytest.raises(ValueError, match="min_score must be in"):
         TextFidelityConfig(min_score=2)

@@ -2,9 +2,9 @@ import pytest
 import torch
 from transformers import BeitConfig, BeitModel
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.pretraining.feature_probe import (
     LabelledFeatures,
-    UnlabelledPicturesError,
     average_patches,
     default_layers,
     labelled_features,
@@ -73,9 +73,7 @@ def test_a_class_that_no_training_picture_has_counts_as_wrong():
 
 
 def test_a_column_that_is_not_there_is_named():
-    with pytest.raises(
-        UnlabelledPicturesError, match=r"must be a column of labels of the source \(group\), got 'kind'"
-    ):
+    with pytest.raises(UserError, match=r"must be a column of labels of the source \(group\), got 'kind'"):
         labelled_features({}, Pictures(4), "kind", [1], torch.device("cpu"))
 
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
-from visual_tokenizer.pretraining.targets import TokenTargets, UnsuitableTokenizerError, check_token_grid
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.pretraining.targets import TokenTargets, check_token_grid
 
 
 def test_targets_are_the_tokenizers_indices_in_reading_order(build_tokenizer):
@@ -46,9 +47,9 @@ def test_several_codebooks_keep_their_order_and_decode(build_tokenizer):
 
 
 def test_another_grid_is_refused_with_both(build_tokenizer):
-    with pytest.raises(UnsuitableTokenizerError, match=r"give 2 × 2 patches, the tokenizer gives 4 × 4 tokens"):
+    with pytest.raises(UserError, match=r"give 2 × 2 patches, the tokenizer gives 4 × 4 tokens"):
         check_token_grid(build_tokenizer(), 16, 8, 16)
-    with pytest.raises(UnsuitableTokenizerError, match="tokenizer_image_size must be one that the tokenizer takes"):
+    with pytest.raises(UserError, match="tokenizer_image_size must be one that the tokenizer takes"):
         check_token_grid(build_tokenizer(), 16, 4, 15)
 
 
@@ -57,5 +58,5 @@ def test_tokens_in_a_sequence_are_refused_with_the_reason():
     query = {"type": "latent_query", "num_latents": 8, "width": 16, "depth": 1, "heads": 2, "patches": patches}
     fields = {"encoder": query, "quantizer": {"type": "fsq", "levels": [4, 4]}, "decoder": {**query, "grid_size": 4}}
     tokenizer = VisualTokenizer(VisualTokenizerConfig(image_size=16, **fields))
-    with pytest.raises(UnsuitableTokenizerError, match="a sequence of 8 tokens that have no place in it"):
+    with pytest.raises(UserError, match="a sequence of 8 tokens that have no place in it"):
         check_token_grid(tokenizer, 16, 4, 16)

@@ -3,8 +3,9 @@ import torch
 from torch.nn import functional as F
 
 from visual_tokenizer import build_quantizer
+from visual_tokenizer.errors import IndexOutOfRangeError
 from visual_tokenizer.quantizers import base as quantizer_base
-from visual_tokenizer.quantizers.base import IndexOutOfRangeError, part_metrics
+from visual_tokenizer.quantizers.base import part_metrics
 
 VQ = {"type": "vq", "codebook_size": 16, "code_dim": 4}
 FROZEN = {**VQ, "update": {"type": "frozen"}}

@@ -17,6 +17,7 @@ from visual_tokenizer.codebooks.annealing import cosine_annealed, linear_warmup
 from visual_tokenizer.codebooks.assignment import Assignment
 from visual_tokenizer.codebooks.estimators.base import Estimator, EstimatorConfig
 from visual_tokenizer.codebooks.relaxation import gumbel_noise, kl_to_uniform
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -45,10 +46,10 @@ class GumbelConfig(EstimatorConfig):
     def __post_init__(self) -> None:
         for name in ("temperature", "final_temperature"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("anneal_steps", "kl_weight", "kl_warmup_steps"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 class Gumbel(Estimator):

@@ -17,6 +17,7 @@ from visual_tokenizer.codebooks.assignment import Assignment, mean_square
 from visual_tokenizer.codebooks.estimators.base import Estimator, EstimatorConfig
 from visual_tokenizer.codebooks.search import most_similar_codes
 from visual_tokenizer.codebooks.soft_assignment import dot_logits, expected_values
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -28,7 +29,7 @@ class IndexBackpropagationConfig(EstimatorConfig):
 
     def __post_init__(self) -> None:
         if not self.quantization_weight >= 0:
-            raise ValueError(f"quantization_weight must be 0 or more, got {self.quantization_weight}")
+            raise UserError(f"quantization_weight must be 0 or more, got {self.quantization_weight}")
 
 
 class IndexBackpropagation(Estimator):

@@ -15,6 +15,7 @@ from visual_tokenizer.codebooks.annealing import cosine_annealed
 from visual_tokenizer.codebooks.assignment import Assignment
 from visual_tokenizer.codebooks.estimators.base import Estimator, EstimatorConfig
 from visual_tokenizer.codebooks.soft_assignment import distance_logits, expected_values
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -33,9 +34,9 @@ class SoftConfig(EstimatorConfig):
     def __post_init__(self) -> None:
         for name in ("temperature", "final_temperature"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.anneal_steps < 0:
-            raise ValueError(f"anneal_steps must be 0 or more, got {self.anneal_steps}")
+            raise UserError(f"anneal_steps must be 0 or more, got {self.anneal_steps}")
 
 
 class Soft(Estimator):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.assignment import Assignment
 from visual_tokenizer.codebooks.estimators.base import Estimator, EstimatorConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -25,7 +26,7 @@ class StraightThroughConfig(EstimatorConfig):
 
     def __post_init__(self) -> None:
         if not self.synchronization >= 0:
-            raise ValueError(f"synchronization must be 0 or more, got {self.synchronization}")
+            raise UserError(f"synchronization must be 0 or more, got {self.synchronization}")
 
 
 class StraightThrough(Estimator):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.initializers.base import Initializer, InitializerConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -26,9 +27,9 @@ class ErrorDrivenConfig(InitializerConfig):
 
     def __post_init__(self) -> None:
         if self.codes_per_step < 1:
-            raise ValueError(f"codes_per_step must be 1 or more, got {self.codes_per_step}")
+            raise UserError(f"codes_per_step must be 1 or more, got {self.codes_per_step}")
         if not 0 < self.top_share <= 1:
-            raise ValueError(f"top_share must be in (0, 1], got {self.top_share}")
+            raise UserError(f"top_share must be in (0, 1], got {self.top_share}")
 
 
 class ErrorDriven(Initializer):

@@ -19,6 +19,7 @@ from torch import Tensor
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.initializers.base import Initializer, InitializerConfig
 from visual_tokenizer.codebooks.lloyd import cluster_centres
+from visual_tokenizer.errors import MissingFileError, UserError
 
 
 @dataclass(kw_only=True)
@@ -40,7 +41,7 @@ class FeaturesConfig(InitializerConfig):
     def __post_init__(self) -> None:
         for name in ("samples", "iterations"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 class Features(Initializer):
@@ -59,7 +60,7 @@ class Features(Initializer):
     def from_latents(self, latents: Tensor, codebook_size: int) -> Tensor:
         features = self._read().to(latents)
         if features.shape[1] < latents.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"initializer.path: features must be at least as wide as the codes, {latents.shape[1]}; "
                 f"{self.config.path} has {features.shape[1]}"
             )
@@ -76,16 +77,16 @@ class Features(Initializer):
     def _read(self) -> Tensor:
         path = Path(self.config.path)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"initializer.path: no file {self.config.path!r}; write one with python -m visual_tokenizer.features"
             )
         try:
             tensors = load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"initializer.path: {path} is no safetensors file: {error}") from error
+            raise UserError(f"initializer.path: {path} is no safetensors file: {error}") from error
         features = tensors.get("features")
         if features is None or features.ndim != 2 or features.shape[0] < 2:
-            raise ValueError(
+            raise UserError(
                 f"initializer.path: {path} must hold a tensor 'features' (M, D) with M of 2 or more; "
                 f"it holds { {name: tuple(t.shape) for name, t in tensors.items()} }"
             )

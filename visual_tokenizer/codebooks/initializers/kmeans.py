@@ -13,6 +13,7 @@ from torch import Tensor
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.initializers.base import Initializer, InitializerConfig
 from visual_tokenizer.codebooks.lloyd import cluster_centres
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -31,7 +32,7 @@ class KMeansConfig(InitializerConfig):
     def __post_init__(self) -> None:
         for name in ("samples", "iterations"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 class KMeans(Initializer):

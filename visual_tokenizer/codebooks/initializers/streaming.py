@@ -13,6 +13,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.initializers.base import Initializer, InitializerConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -27,9 +28,9 @@ class StreamingConfig(InitializerConfig):
 
     def __post_init__(self) -> None:
         if self.codes_per_step < 1:
-            raise ValueError(f"codes_per_step must be 1 or more, got {self.codes_per_step}")
+            raise UserError(f"codes_per_step must be 1 or more, got {self.codes_per_step}")
         if not self.noise >= 0:
-            raise ValueError(f"noise must be 0 or more, got {self.noise}")
+            raise UserError(f"noise must be 0 or more, got {self.noise}")
 
 
 class Streaming(Initializer):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_tokenizer.codebooks.parametrizations.base import Parametrization, ParametrizationConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -27,9 +28,9 @@ class AffineConfig(ParametrizationConfig):
 
     def __post_init__(self) -> None:
         if not self.learning_rate_ratio > 0:
-            raise ValueError(f"learning_rate_ratio must be above 0, got {self.learning_rate_ratio}")
+            raise UserError(f"learning_rate_ratio must be above 0, got {self.learning_rate_ratio}")
         if self.groups < 1:
-            raise ValueError(f"groups must be 1 or more, got {self.groups}")
+            raise UserError(f"groups must be 1 or more, got {self.groups}")
 
 
 class Affine(Parametrization):
@@ -40,7 +41,7 @@ class Affine(Parametrization):
     def __init__(self, config: AffineConfig, *, codebook_size: int, code_dim: int, **context: Any) -> None:
         super().__init__(config, codebook_size=codebook_size, code_dim=code_dim, **context)
         if codebook_size % config.groups:
-            raise ValueError(f"groups must divide codebook_size {codebook_size}, got {config.groups}")
+            raise UserError(f"groups must divide codebook_size {codebook_size}, got {config.groups}")
         self.scale = nn.Parameter(torch.zeros(config.groups, 1, code_dim))
         self.shift = nn.Parameter(torch.zeros(config.groups, 1, code_dim))
 

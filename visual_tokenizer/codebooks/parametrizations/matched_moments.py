@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import sum_over_ranks
 from visual_tokenizer.codebooks.parametrizations.base import Parametrization, ParametrizationConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -29,7 +30,7 @@ class MatchedMomentsConfig(ParametrizationConfig):
     def __post_init__(self) -> None:
         for name in ("latents_decay", "table_decay"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
 
 class MatchedMoments(Parametrization):

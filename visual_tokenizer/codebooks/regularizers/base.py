@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 
@@ -19,7 +20,7 @@ class RegularizerConfig(PartConfig, package="visual_tokenizer.codebooks.regulari
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
-            raise ValueError(f"weight must be above 0, got {self.weight}")
+            raise UserError(f"weight must be above 0, got {self.weight}")
 
 
 class Regularizer(nn.Module):

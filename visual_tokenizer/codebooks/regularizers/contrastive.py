@@ -13,6 +13,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
 from visual_tokenizer.codebooks.soft_assignment import dot_logits, log_normalizers
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -25,7 +26,7 @@ class ContrastiveConfig(RegularizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+            raise UserError(f"temperature must be above 0, got {self.temperature}")
 
 
 class Contrastive(Regularizer):

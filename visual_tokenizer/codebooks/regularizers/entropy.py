@@ -17,6 +17,7 @@ from torch import Tensor
 from visual_tokenizer.codebooks.distributed import average_over_ranks
 from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
 from visual_tokenizer.codebooks.soft_assignment import LOGITS, Similarity, assignment_entropies, distribution_entropy
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -39,14 +40,14 @@ class EntropyConfig(RegularizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+            raise UserError(f"temperature must be above 0, got {self.temperature}")
         if self.similarity not in LOGITS:
-            raise ValueError(f"similarity must be one of {', '.join(LOGITS)}, got {self.similarity!r}")
+            raise UserError(f"similarity must be one of {', '.join(LOGITS)}, got {self.similarity!r}")
         for name in ("sample_weight", "batch_weight"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.sample_weight == self.batch_weight == 0:
-            raise ValueError("sample_weight and batch_weight must not both be 0")
+            raise UserError("sample_weight and batch_weight must not both be 0")
 
 
 class Entropy(Regularizer):

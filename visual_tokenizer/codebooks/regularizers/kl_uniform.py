@@ -16,6 +16,7 @@ from torch import Tensor
 from visual_tokenizer.codebooks.distributed import average_over_ranks
 from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
 from visual_tokenizer.codebooks.soft_assignment import LOGITS, Similarity, assignment_entropies, distribution_entropy
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -31,9 +32,9 @@ class KLUniformConfig(RegularizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+            raise UserError(f"temperature must be above 0, got {self.temperature}")
         if self.similarity not in LOGITS:
-            raise ValueError(f"similarity must be one of {', '.join(LOGITS)}, got {self.similarity!r}")
+            raise UserError(f"similarity must be one of {', '.join(LOGITS)}, got {self.similarity!r}")
 
 
 class KLUniform(Regularizer):

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
+from visual_tokenizer.errors import UserError
 
 Form = Literal["gram", "cosine"]
 
@@ -31,7 +32,7 @@ class OrthogonalityConfig(RegularizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.form not in get_args(Form):
-            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {self.form!r}")
+            raise UserError(f"form must be one of {', '.join(get_args(Form))}, got {self.form!r}")
 
 
 class Orthogonality(Regularizer):

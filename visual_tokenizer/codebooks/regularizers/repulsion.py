@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
 from visual_tokenizer.codebooks.soft_assignment import distance_logits, log_normalizers
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -30,9 +31,9 @@ class RepulsionConfig(RegularizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+            raise UserError(f"temperature must be above 0, got {self.temperature}")
         if self.max_codes < 0 or self.max_codes == 1:
-            raise ValueError(f"max_codes must be 0 or at least 2, got {self.max_codes}")
+            raise UserError(f"max_codes must be 0 or at least 2, got {self.max_codes}")
 
 
 class Repulsion(Regularizer):

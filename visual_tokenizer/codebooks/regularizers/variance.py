@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -25,7 +26,7 @@ class VarianceConfig(RegularizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.target > 0:
-            raise ValueError(f"target must be above 0, got {self.target}")
+            raise UserError(f"target must be above 0, got {self.target}")
 
 
 class Variance(Regularizer):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -37,12 +38,12 @@ class VICRegConfig(RegularizerConfig):
         super().__post_init__()
         for name in ("variance_weight", "covariance_weight"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.variance_weight == self.covariance_weight == 0:
-            raise ValueError("variance_weight and covariance_weight must not both be 0")
+            raise UserError("variance_weight and covariance_weight must not both be 0")
         for name in ("target", "epsilon"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 class VICReg(Regularizer):

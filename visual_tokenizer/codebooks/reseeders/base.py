@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 
@@ -30,15 +31,15 @@ class ReseederConfig(PartConfig, package="visual_tokenizer.codebooks.reseeders")
 
     def __post_init__(self) -> None:
         if not 0 <= self.usage_below < 1:
-            raise ValueError(f"usage_below must be in [0, 1), got {self.usage_below}")
+            raise UserError(f"usage_below must be in [0, 1), got {self.usage_below}")
         if self.unused_steps < 0:
-            raise ValueError(f"unused_steps must be 0 or more, got {self.unused_steps}")
+            raise UserError(f"unused_steps must be 0 or more, got {self.unused_steps}")
         if self.usage_below == 0 and self.unused_steps == 0:
-            raise ValueError("usage_below and unused_steps are both 0: no code would ever be dead")
+            raise UserError("usage_below and unused_steps are both 0: no code would ever be dead")
         if not 0 < self.perplexity_below <= 1:
-            raise ValueError(f"perplexity_below must be in (0, 1], got {self.perplexity_below}")
+            raise UserError(f"perplexity_below must be in (0, 1], got {self.perplexity_below}")
         if self.every_steps < 1:
-            raise ValueError(f"every_steps must be 1 or more, got {self.every_steps}")
+            raise UserError(f"every_steps must be 1 or more, got {self.every_steps}")
 
 
 class Reseeder(nn.Module):

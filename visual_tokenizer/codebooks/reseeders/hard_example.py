@@ -13,6 +13,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import gather_over_ranks
 from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig, random_order
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -25,7 +26,7 @@ class HardExampleConfig(ReseederConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pool_factor < 1:
-            raise ValueError(f"pool_factor must be 1 or more, got {self.pool_factor}")
+            raise UserError(f"pool_factor must be 1 or more, got {self.pool_factor}")
 
 
 class HardExample(Reseeder):

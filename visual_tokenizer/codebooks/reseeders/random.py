@@ -13,6 +13,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank, gather_over_ranks
 from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig, random_order
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -25,7 +26,7 @@ class RandomConfig(ReseederConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.noise >= 0:
-            raise ValueError(f"noise must be 0 or more, got {self.noise}")
+            raise UserError(f"noise must be 0 or more, got {self.noise}")
 
 
 class Random(Reseeder):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank, gather_over_ranks
 from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig, random_order
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -28,7 +29,7 @@ class ReservoirConfig(ReseederConfig):
         super().__post_init__()
         for name in ("size", "latents_per_step"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 class Reservoir(Reseeder):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -24,7 +25,7 @@ class SplitConfig(ReseederConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.noise > 0:
-            raise ValueError(f"noise must be above 0, got {self.noise}")
+            raise UserError(f"noise must be above 0, got {self.noise}")
 
 
 class Split(Reseeder):

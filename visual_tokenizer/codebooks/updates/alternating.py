@@ -16,6 +16,7 @@ from torch import Tensor
 from visual_tokenizer.codebooks.distributed import sum_over_ranks
 from visual_tokenizer.codebooks.search import code_counts
 from visual_tokenizer.codebooks.updates.base import Update, UpdateConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -33,11 +34,11 @@ class AlternatingConfig(UpdateConfig):
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+            raise UserError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+            raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
         if self.inner_steps < 1:
-            raise ValueError(f"inner_steps must be 1 or more, got {self.inner_steps}")
+            raise UserError(f"inner_steps must be 1 or more, got {self.inner_steps}")
 
 
 class Alternating(Update):

@@ -14,6 +14,7 @@ from torch import Tensor
 from visual_tokenizer.codebooks.distributed import sum_over_ranks
 from visual_tokenizer.codebooks.search import code_counts
 from visual_tokenizer.codebooks.updates.base import Update, UpdateConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -28,9 +29,9 @@ class EMAConfig(UpdateConfig):
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {self.decay}")
+            raise UserError(f"decay must be in [0, 1), got {self.decay}")
         if not self.epsilon > 0:
-            raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
+            raise UserError(f"epsilon must be above 0, got {self.epsilon}")
 
 
 class EMA(Update):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visual_tokenizer.codebooks.assignment import mean_square
 from visual_tokenizer.codebooks.updates.base import Update, UpdateConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -23,7 +24,7 @@ class GradientConfig(UpdateConfig):
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
-            raise ValueError(f"weight must be above 0, got {self.weight}")
+            raise UserError(f"weight must be above 0, got {self.weight}")
 
 
 class Gradient(Update):

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import LayoutError, Link, read_links, write_links
+from visual_tokenizer.convert.links import Link, read_links, write_links
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 
@@ -23,7 +24,7 @@ class SourceConfig(PartConfig, package="visual_tokenizer.convert.sources"):
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size must be 1 or more (pixels), got {self.image_size}")
+            raise UserError(f"image_size must be 1 or more (pixels), got {self.image_size}")
 
 
 class Source:
@@ -56,11 +57,11 @@ class Source:
         """Return the tokenizer's weights under their own names.
 
         Raises:
-            LayoutError: there are none.
+            UserError: there are none.
         """
         heads = sorted({name.removesuffix(self.anchor) for name in tensors if _ends_in(name, self.anchor)}, key=len)
         if not heads:
-            raise LayoutError(
+            raise UserError(
                 f"the checkpoint is no '{self.config.type}': it has no weight called {self.anchor}; "
                 f"it has {', '.join(list(tensors)[:3])}…"
             )
@@ -73,7 +74,7 @@ class Source:
 
     def join(self, own: dict[str, Tensor], decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Add the weights of a decoder that is published by itself."""
-        raise LayoutError(f"the weights of '{self.config.type}' hold the decoder: give no other")
+        raise UserError(f"the weights of '{self.config.type}' hold the decoder: give no other")
 
     def image_size(self, settings: Mapping[str, Any]) -> int:
         """Return the nominal size: that of the config, of config.json, or the published one."""
@@ -93,7 +94,7 @@ class Source:
         """Return which weight is which, for an architecture that `describe` gives.
 
         Raises:
-            LayoutError: the layout can't hold this architecture.
+            UserError: the layout can't hold this architecture.
         """
         raise NotImplementedError
 
@@ -118,12 +119,12 @@ def require_parts(config: VisualTokenizerConfig, source: str, **types: tuple[str
     """Refuse to write an architecture that a layout has no place for.
 
     Raises:
-        LayoutError: a section is of another type than the layout holds.
+        UserError: a section is of another type than the layout holds.
     """
     for section, allowed in types.items():
         found = getattr(config, section)["type"]
         if found not in allowed:
-            raise LayoutError(f"the layout of '{source}' holds {section} {' or '.join(allowed)}, got '{found}'")
+            raise UserError(f"the layout of '{source}' holds {section} {' or '.join(allowed)}, got '{found}'")
 
 
 PART = Source

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import LayoutError, Link, layer
+from visual_tokenizer.convert.links import Link, layer
 from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import (
     CODEBOOK,
@@ -29,6 +29,7 @@ from visual_tokenizer.convert.vqgan_layout import (
     whole_vqgan_links,
 )
 from visual_tokenizer.encoders.base import EncoderConfig
+from visual_tokenizer.errors import UserError
 
 NAMES = Names()
 
@@ -59,11 +60,11 @@ class Chameleon(Source):
     def join(self, own: dict[str, Tensor], decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
         heads = [name.removesuffix("decoder.conv_in.weight") for name in decoder if "decoder.conv_in.weight" in name]
         if not heads:
-            raise LayoutError("the decoder's weights have no decoder.conv_in.weight")
+            raise UserError("the decoder's weights have no decoder.conv_in.weight")
         theirs = {name.removeprefix(heads[0]): decoder[name] for name in decoder if name.startswith(heads[0])}
         codebook = theirs.get("quantize.embedding.weight")
         if codebook is not None and not _same(codebook, own["quantize.embedding.weight"]):
-            raise LayoutError(
+            raise UserError(
                 "the decoder belongs to another codebook than the encoder: their quantize.embedding.weight differ"
             )
         return own | {name: tensor for name, tensor in theirs.items() if name.startswith(_OF_DECODER)}

@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import LayoutError, Link
+from visual_tokenizer.convert.links import Link
 from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.dvae import DOWNSAMPLING, GROUPS
 
 CODES = "decoder.blocks.input.w"
@@ -49,16 +50,14 @@ class DALLE(Source):
 
     def join(self, own: dict[str, Tensor], decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if "blocks.input.w" not in decoder:
-            raise LayoutError("the decoder's weights have no blocks.input.w")
+            raise UserError("the decoder's weights have no blocks.input.w")
         return own | {f"decoder.{name}": decoder[name] for name in decoder}
 
     def describe(
         self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
     ) -> VisualTokenizerConfig:
         if CODES not in published:
-            raise LayoutError(
-                "the checkpoint has no decoder, whose first weights are the codes: give decoder.pkl's too"
-            )
+            raise UserError("the checkpoint has no decoder, whose first weights are the codes: give decoder.pkl's too")
         codes, channels = published["encoder.blocks.output.conv.w"].shape[:2]
         return VisualTokenizerConfig(
             image_size=max(1, image_size // DOWNSAMPLING) * DOWNSAMPLING,
@@ -95,7 +94,7 @@ class DALLE(Source):
         table = published[CODES].flatten(1).t()  # (K, channels that enter the decoder's first block)
         latent_channels, code_channels = config.quantizer["code_dim"], table.shape[1]
         if code_channels > latent_channels:
-            raise LayoutError(f"a code of the decoder has {code_channels} channels, a latent only {latent_channels}")
+            raise UserError(f"a code of the decoder has {code_channels} channels, a latent only {latent_channels}")
         state["quantizer.codebook"] = torch.nn.functional.pad(table, (0, latent_channels - code_channels))
         state["from_codes.weight"] = torch.eye(code_channels, latent_channels)
         state["to_codes.weight"], state["to_codes.bias"] = torch.eye(latent_channels), torch.zeros(latent_channels)
@@ -106,7 +105,7 @@ class DALLE(Source):
         width = config.quantizer["code_dim"]
         plain = {"to_codes.weight": torch.eye(width), "from_codes.weight": torch.eye(channels, width)}
         if not all(torch.equal(state[name].cpu(), weight) for name, weight in plain.items()):
-            raise LayoutError("the layout of 'dalle' has no place for maps to and from codes that were trained on")
+            raise UserError("the layout of 'dalle' has no place for maps to and from codes that were trained on")
         table = state["quantizer.codebook"][:, :channels].t()
         return super().write(state, config) | {CODES: table[..., None, None].contiguous()}
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import LayoutError, Link, batch_norm, count_numbered, layer
+from visual_tokenizer.convert.links import Link, batch_norm, count_numbered, layer
 from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import (
     CODEBOOK,
@@ -29,6 +29,7 @@ from visual_tokenizer.convert.vqgan_layout import (
 )
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
+from visual_tokenizer.errors import UserError
 
 ORIGINAL = Names()
 
@@ -68,7 +69,7 @@ class Emu3(Source):
     ) -> VisualTokenizerConfig:
         heads = settings.get("vq_config", settings).get("num_attention_heads", 1)
         if heads != 1:
-            raise LayoutError(f"attention has 1 head here, as in the published tokenizer, got {heads}")
+            raise UserError(f"attention has 1 head here, as in the published tokenizer, got {heads}")
         names = _names(published)
         size = whole_size(image_size, len(encoder_shape(published, names, image_size)["channel_multipliers"]))
         quantizer = vq_section(published)
@@ -78,7 +79,7 @@ class Emu3(Source):
         }
         frames = {"type": "cnn", **encoder_shape(published, names, size)}
         if frames["latent_channels"] != quantizer["code_dim"]:
-            raise LayoutError(
+            raise UserError(
                 f"a latent must have as many channels as a code, as in the published tokenizer: got "
                 f"{frames['latent_channels']} and {quantizer['code_dim']}"
             )

@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import LayoutError, Link
+from visual_tokenizer.convert.links import Link
 from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import CODEBOOK, Names, vq_section, whole_vqgan, whole_vqgan_links
+from visual_tokenizer.errors import UserError
 
 NAMES = replace(
     Names(),
@@ -60,5 +61,5 @@ class LlamaGen(Source):
     def links(self, config: VisualTokenizerConfig) -> list[Link]:
         require_parts(config, "llamagen", encoder=("cnn",), quantizer=("vq",), decoder=("cnn",))
         if config.quantizer["normalize"] != self.config.normalize:
-            raise LayoutError(f"normalize must be {config.quantizer['normalize']}, as in the tokenizer's quantizer")
+            raise UserError(f"normalize must be {config.quantizer['normalize']}, as in the tokenizer's quantizer")
         return [*whole_vqgan_links(config, NAMES), CODEBOOK]

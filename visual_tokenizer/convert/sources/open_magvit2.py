@@ -16,10 +16,11 @@ from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.convert.averages import EMA, with_averages
-from visual_tokenizer.convert.links import LayoutError, Link, biasless_residual, count_numbered, layer
+from visual_tokenizer.convert.links import Link, biasless_residual, count_numbered, layer
 from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -52,7 +53,7 @@ class OpenMAGVIT2(Source):
             widths = [published[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
             bits = published["encoder.conv_out.weight"].shape[0]
         except KeyError as error:
-            raise LayoutError(f"the checkpoint has no {error}") from error
+            raise UserError(f"the checkpoint has no {error}") from error
         shape = {
             "channels": channels,
             "channel_multipliers": [width // channels for width in widths],
@@ -71,7 +72,7 @@ class OpenMAGVIT2(Source):
         own = ("open_magvit2",)
         require_parts(config, "open_magvit2", encoder=own, quantizer=("lfq",), decoder=own)
         if config.quantizer["index_order"] != "least_significant_first":
-            raise LayoutError("the layout of 'open_magvit2' has index_order least_significant_first")
+            raise UserError("the layout of 'open_magvit2' has index_order least_significant_first")
         encoder, decoder = EncoderConfig.family.config(config.encoder), DecoderConfig.family.config(config.decoder)
         return self._encoder(encoder) + self._decoder(decoder)
 

@@ -14,11 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import LayoutError, Link, biasless_residual, count_numbered, layer
+from visual_tokenizer.convert.links import Link, biasless_residual, count_numbered, layer
 from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import CODEBOOK
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
+from visual_tokenizer.errors import UserError
 
 HEAD_WIDTHS = {512: 8, 768: 12, 1024: 16}
 """Attention heads of the published widths (small, base, large); the weights do not tell."""
@@ -46,16 +47,16 @@ class TiTok(Source):
         self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
     ) -> VisualTokenizerConfig:
         if "pixel_quantize.embedding.weight" not in published or "decoder.ffn.2.weight" not in published:
-            raise LayoutError(
+            raise UserError(
                 "the checkpoint has no pixel decoder (pixel_quantize, pixel_decoder): only two-stage TiTok tokenizers "
                 "after their second stage give pixels of their own"
             )
         if "quantize.embedding.weight" not in published:
-            raise LayoutError("the checkpoint has no quantize.embedding.weight: TiTok's VAEs have no codes")
+            raise UserError("the checkpoint has no quantize.embedding.weight: TiTok's VAEs have no codes")
         patch = published["encoder.patch_embed.weight"].shape[-1]
         side = round((published["encoder.positional_embedding"].shape[0] - 1) ** 0.5)
         if self.config.image_size not in (None, patch * side):
-            raise LayoutError(f"image_size must be {patch * side}, which the position embeddings are for")
+            raise UserError(f"image_size must be {patch * side}, which the position embeddings are for")
         codes, channels = published["quantize.embedding.weight"].shape
         levels = count_numbered(published, "pixel_decoder.up.{}.block.0.conv1.weight")
         widths = [published[f"pixel_decoder.up.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
@@ -89,7 +90,7 @@ class TiTok(Source):
         num_latents, width = published[f"{side}.latent_token_positional_embedding"].shape
         depth = count_numbered(published, f"{side}.transformer.{{}}.ln_1.weight")
         if self.config.head_channels is None and width not in HEAD_WIDTHS:
-            raise LayoutError(f"head_channels must be given: a width of {width} is none of the published {HEAD_WIDTHS}")
+            raise UserError(f"head_channels must be given: a width of {width} is none of the published {HEAD_WIDTHS}")
         heads = width // self.config.head_channels if self.config.head_channels else HEAD_WIDTHS[width]
         return {"num_latents": num_latents, "width": width, "depth": depth, "heads": heads, "patch_size": patch}
 
@@ -98,7 +99,7 @@ class TiTok(Source):
         encoder, decoder = EncoderConfig.family.config(config.encoder), DecoderConfig.family.config(config.decoder)
         patches = decoder.patches
         if patches.type != "proxy_codes" or patches.proxy.type != "maskgit" or not encoder.reshapes_latents:
-            raise LayoutError("the layout of 'titok' holds proxy_codes with a maskgit proxy, and reshapes_latents")
+            raise UserError("the layout of 'titok' holds proxy_codes with a maskgit proxy, and reshapes_latents")
         links = [CODEBOOK, Link("encoder.latents", ("latent_tokens",))]
         links += layer("encoder.patch_embedding", "encoder.patch_embed")
         links += layer("to_codes", "encoder.conv_out", ones=2) + layer("from_codes", "decoder.decoder_embed")

@@ -25,16 +25,16 @@ from visual_tokenizer.data.decoding import (
     DEFAULT_MAX_PIXELS,
     LARGEST_MAX_PIXELS,
     SkipReport,
-    TooManyUnreadableError,
     UnreadableImageError,
     decode_image,
 )
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 SPLITS = ("train", "heldout", "all")
 
 
-class DataSourceError(ValueError):
+class DataSourceError(UserError):
     """A source is not there, is empty, or lacks a column or file that the recipe names."""
 
 
@@ -52,11 +52,11 @@ class SourceConfig(PartConfig, package="visual_tokenizer.data.sources"):
 
     def __post_init__(self) -> None:
         if not 0 <= self.heldout_fraction < 1:
-            raise ValueError(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
+            raise UserError(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
         if not 1 <= self.max_pixels <= LARGEST_MAX_PIXELS:
-            raise ValueError(f"max_pixels must be in 1 … {LARGEST_MAX_PIXELS}, got {self.max_pixels}")
+            raise UserError(f"max_pixels must be in 1 … {LARGEST_MAX_PIXELS}, got {self.max_pixels}")
         if not 0 <= self.max_unreadable_fraction <= 1:
-            raise ValueError(f"max_unreadable_fraction must be in [0, 1], got {self.max_unreadable_fraction}")
+            raise UserError(f"max_unreadable_fraction must be in [0, 1], got {self.max_unreadable_fraction}")
 
     @property
     def clip_frames(self) -> int:
@@ -224,9 +224,7 @@ class RowDecoder:
                 return sample
             except UnreadableImageError as error:
                 self.source.report.skip(error)
-        raise TooManyUnreadableError(
-            f"none of the {len(self.order)} pictures is readable; reasons: {self.source.report.reasons}"
-        )
+        raise UserError(f"none of the {len(self.order)} pictures is readable; reasons: {self.source.report.reasons}")
 
 
 def row_decoder(rows: datasets.Dataset) -> RowDecoder:

@@ -33,6 +33,7 @@ from visual_tokenizer.data.sources._openmoji import (
 )
 from visual_tokenizer.data.sources._scenes import Scene, draw_scene, random_scene
 from visual_tokenizer.data.sources.base import Source, SourceConfig, hash_fraction
+from visual_tokenizer.errors import UserError
 
 CACHE_FORMAT = 1  # part of the folder's name; raise it when what is stored changes
 SPRITE_SHARE = 0.6
@@ -60,13 +61,13 @@ class MovingOpenMojiConfig(SourceConfig):
         super().__post_init__()
         for name in ("num_frames", "clips_per_emoji"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not 8 <= self.resolution <= 4096:
-            raise ValueError(f"resolution must be in 8 … 4096 pixels, got {self.resolution}")
+            raise UserError(f"resolution must be in 8 … 4096 pixels, got {self.resolution}")
         if not 1 <= self.max_objects <= 4:
-            raise ValueError(f"max_objects must be in 1 … 4, got {self.max_objects}")
+            raise UserError(f"max_objects must be in 1 … 4, got {self.max_objects}")
         if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+            raise UserError(f"seed must be 0 or more, got {self.seed}")
 
     @property
     def clip_frames(self) -> int:

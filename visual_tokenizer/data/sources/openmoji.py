@@ -27,6 +27,7 @@ from visual_tokenizer.data.sources._openmoji import (
     without_skin_tones,
 )
 from visual_tokenizer.data.sources.base import Source, SourceConfig
+from visual_tokenizer.errors import UserError
 
 CACHE_FORMAT = 1  # part of the folder's name; raise it when what is stored changes
 
@@ -51,15 +52,15 @@ class OpenMojiConfig(SourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.resolution <= 4096:
-            raise ValueError(f"resolution must be in 1 … 4096 pixels, got {self.resolution}")
+            raise UserError(f"resolution must be in 1 … 4096 pixels, got {self.resolution}")
         unknown = [language for language in self.languages if language not in emoji.LANGUAGES]
         if unknown or not self.languages or len(set(self.languages)) != len(self.languages):
-            raise ValueError(
+            raise UserError(
                 f"languages must be one or more, each once, of {', '.join(sorted(emoji.LANGUAGES))}; "
                 f"got {self.languages}"
             )
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.background):
-            raise ValueError(f"background must be a colour like '#ffffff', got {self.background!r}")
+            raise UserError(f"background must be a colour like '#ffffff', got {self.background!r}")
 
 
 class OpenMoji(Source):

@@ -10,6 +10,7 @@ import datasets
 from PIL import Image, ImageDraw, ImageFont, features
 
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
+from visual_tokenizer.errors import UserError
 
 WORDS = (
     "amber anchor apple autumn bakery balance basket beacon bicycle blanket blossom bottle branch breeze bridge "
@@ -44,11 +45,11 @@ class RenderedTextConfig(SourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 64 <= self.resolution <= 4096:
-            raise ValueError(f"resolution must be in 64 … 4096 pixels, got {self.resolution}")
+            raise UserError(f"resolution must be in 64 … 4096 pixels, got {self.resolution}")
         if not self.font_sizes or min(self.font_sizes) < 6:
-            raise ValueError(f"font_sizes must be one or more numbers, each 6 or more, got {self.font_sizes}")
+            raise UserError(f"font_sizes must be one or more numbers, each 6 or more, got {self.font_sizes}")
         if self.pictures < 1:
-            raise ValueError(f"pictures must be 1 or more, got {self.pictures}")
+            raise UserError(f"pictures must be 1 or more, got {self.pictures}")
 
 
 class RenderedText(Source):

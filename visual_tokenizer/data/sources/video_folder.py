@@ -13,6 +13,7 @@ from PIL import Image
 from visual_tokenizer.data.sources._files import read_captions
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 from visual_tokenizer.data.video_decoding import ANIMATIONS, CONTAINERS, decode_clip, is_frame_folder
+from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -36,7 +37,7 @@ class VideoFolderConfig(SourceConfig):
         super().__post_init__()
         for name in ("num_frames", "stride"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
     @property
     def clip_frames(self) -> int:

@@ -20,13 +20,13 @@ from PIL import Image
 from mmlm.data.document_sequences import DocumentSequences
 from mmlm.data.document_shards import DocumentRows, DocumentShardHeader, expected_document_header
 from mmlm.data.picture_indices import IndicesOnTheFly
-from mmlm.data.shards import ShardError, ShardMismatchError, load_shards, read_header
+from mmlm.data.shards import ShardError, load_shards, read_header
 from mmlm.data.tokenize_documents import document_shards_of, tokenize_documents
 from mmlm.documents.base import DocumentSourceConfig
 from mmlm.mixture_recipe import DocumentLimits, MixtureMember
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer import VisualTokenizer
-from visual_tokenizer.data.decoding import TooManyUnreadableError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
 COUNT = 60
@@ -105,7 +105,7 @@ def test_what_a_missing_picture_takes_with_it(
     header = tokenize_documents(processor, strict, "train", tmp_path / "strict")
     assert header.count == COUNT - 10
     assert header.skipped_by_reason["a picture is missing or unreadable"] == 6
-    with pytest.raises(TooManyUnreadableError, match="max_unreadable_fraction is 0"):
+    with pytest.raises(UserError, match="max_unreadable_fraction is 0"):
         tokenize_documents(processor, member(max_unreadable_fraction=0.0), "train", tmp_path / "none", batch_size=COUNT)
 
 
@@ -219,10 +219,10 @@ def test_other_limits_layouts_and_text_tokenizers_are_refused(
         (member(tokenization="on_the_fly"), 200, "tokenization is shards, expected on_the_fly"),
         (member(missing_pictures="drop_document"), 200, "source is"),
     ):
-        with pytest.raises(ShardMismatchError, match=message):
+        with pytest.raises(UserError, match=message):
             load_shards(tmp_path / "train", expected_document_header(processor, other, "train", length))
     processor.tokenizer.chat_template = "{{ messages }}"
-    with pytest.raises(ShardMismatchError, match="text_tokenizer is"):
+    with pytest.raises(UserError, match="text_tokenizer is"):
         load_shards(tmp_path / "train", expected_document_header(processor, member(), "train", 200))
 
 
