@@ -25,7 +25,9 @@ import draccus
 import yaml
 
 from visual_tokenizer.errors import MissingFileError
-from visual_tokenizer.registry import ConfigError, PartConfig, decode_config
+from visual_tokenizer.fields.decoding import ConfigError, decode_config
+from visual_tokenizer.fields.ranges import declared_types, rule_of
+from visual_tokenizer.registry import PartConfig
 
 Recipe = TypeVar("Recipe")
 
@@ -153,7 +155,8 @@ def _describe(cls: type, prefix: str) -> list[str]:
             default = "required" if field.default is dataclasses.MISSING else repr(field.default)
             if field.default_factory is not dataclasses.MISSING:
                 default = repr(field.default_factory())
-            lines.append(f"  --{name}  ({default})  {doc}")
+            rule = rule_of(declared_types(cls)[field.name])
+            lines.append(f"  --{name}  ({default})  {doc}" + f" [{rule}]" * bool(rule))
     return lines
 
 

@@ -11,13 +11,10 @@ Parts of other people are found in folders named by the environment variable `VI
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import functools
 import importlib
 import os
 import pkgutil
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +23,9 @@ from typing import Any, ClassVar
 import draccus
 
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.decoding import ConfigError as ConfigError
+from visual_tokenizer.fields.decoding import closest, decode_config
+from visual_tokenizer.fields.ranges import Section
 
 PLUGINS_VARIABLE = "VISUAL_TOKENIZER_PLUGINS"
 
@@ -45,12 +45,6 @@ def plugin_folders() -> list[Path]:
     """Return the folders of `VISUAL_TOKENIZER_PLUGINS` that exist."""
     named = os.environ.get(PLUGINS_VARIABLE, "").split(os.pathsep)
     return [Path(folder) for folder in named if folder and Path(folder).is_dir()]
-
-
-def closest(name: str, known: list[str]) -> str:
-    """Return ` Did you mean 'x'?` for the nearest of `known`, or an empty string."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 class Family:
@@ -124,7 +118,7 @@ class Family:
         return self.get(config.type)(config, **context)
 
 
-class PartConfig:
+class PartConfig(Section):
     """Base of every part's config dataclass; a draccus choice type whose choices are the files of the family."""
 
     family: ClassVar[Family]
@@ -171,60 +165,3 @@ _CHOICE_PROTOCOL: dict[str, Any] = {
     "get_choice_name": _choice_name,
     "default_choice_name": _default_choice_name,
 }
-
-
-class ConfigError(UserError):
-    """A recipe or config holds an unknown key or a value of the wrong kind."""
-
-
-def decode_config(cls: type, fields: Mapping[str, Any], where: str) -> Any:
-    """Build dataclass `cls` from plain `fields`.
-
-    Raises:
-        ConfigError: an unknown key (with the nearest valid one) or a wrong value; `where` is named.
-    """
-    _refuse_unknown_keys(cls, fields, where)
-    try:
-        return draccus.decode(cls, dict(fields))
-    except (draccus.utils.DecodingError, draccus.ParsingError) as error:
-        raise ConfigError(f"{where}: {_with_first_cause(error)}") from error
-
-
-def _with_first_cause(error: BaseException) -> str:
-    """Return the message of `error` and, where it is lost on the way up, that of what a part's own check said."""
-    message, first = str(error), error
-    while first.__cause__ is not None:
-        first = first.__cause__
-    return message if str(first) in message else f"{message}: {first}"
-
-
-def _refuse_unknown_keys(cls: Any, value: Any, where: str) -> None:
-    """Walk `value` beside the annotations of `cls`; raise on a key that no field has and on a section that is none."""
-    origin = typing.get_origin(cls)
-    if origin is not None:  # Optional[X], list[X], dict[str, X]
-        inner = [a for a in typing.get_args(cls) if a is not type(None)]
-        if origin is list and isinstance(value, list):
-            for position, item in enumerate(value):
-                _refuse_unknown_keys(inner[0], item, f"{where}[{position}]")
-        elif origin is not dict and len(inner) == 1 and value is not None:
-            _refuse_unknown_keys(inner[0], value, where)
-        return
-    if not (isinstance(cls, type) and isinstance(value, Mapping)):
-        if isinstance(cls, type) and dataclasses.is_dataclass(cls) and not isinstance(value, cls):
-            raise ConfigError(f"{where} must be a section of fields, got {value!r}")
-        return
-    if issubclass(cls, PartConfig) and "family" in vars(cls):
-        known = cls.family.names()
-        if value.get("type") not in known:
-            near = closest(str(value.get("type")), known)
-            raise ConfigError(f"{where}.type must be one of {', '.join(known)}, got {value.get('type')!r}.{near}")
-        cls = cls.family.get(value["type"]).Config
-        value = {key: item for key, item in value.items() if key != "type"}
-    if not dataclasses.is_dataclass(cls):
-        return
-    hints = typing.get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls)]
-    for key, item in value.items():
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key '{key}'; valid are {', '.join(known)}.{closest(str(key), known)}")
-        _refuse_unknown_keys(hints[key], item, f"{where}.{key}")
