@@ -38,7 +38,7 @@ def check_ranges(section: Any) -> None:
     Raises:
         UserError: naming the field, the value and the rule.
     """
-    for name, hint in declared_types(type(section)).items():
+    for name, hint in declared_types(section.__class__).items():
         _check(hint, getattr(section, name), name)
 
 
