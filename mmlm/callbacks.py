@@ -17,8 +17,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from mmlm.lm_recipe import SamplingSection
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.plots import plot_losses, save_picture
-from visual_tokenizer.random_state import random_state, restore_random_state
-from visual_tokenizer.run_folder import StepLog
+from visual_tokenizer.runs.folder import StepLog
+from visual_tokenizer.runs.random_state import random_state, restore_random_state
 
 PLOT_EVERY_LOGS = 10
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visual_tokenizer.checkpoints import sync_folder
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.runs.files import sync_folder
 
 MANIFEST_NAME = "manifest.json"
 UNLISTED = (MANIFEST_NAME, "latest")

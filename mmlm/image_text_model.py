@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoProcessor
 from mmlm.generation.best_of import ImageTextSimilarity
 from visual_tokenizer.backbones.base import MissingWeightsError
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.locations import require_folder
+from visual_tokenizer.runs.files import require_folder
 
 
 def load_image_text_model(name: str, device: torch.device | str = "cpu") -> ImageTextSimilarity:

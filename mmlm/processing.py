@@ -21,7 +21,7 @@ from mmlm.placeholders import deal_out, to_batch
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.locations import require_folder
+from visual_tokenizer.runs.files import require_folder
 from visual_tokenizer.token_lengths import own_tokens
 
 CODEC_FOLDER = "visual_tokenizer"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from visual_tokenizer.processes import StopSignals
+from visual_tokenizer.runs.processes import StopSignals
 
 NOTED = (signal.SIGTERM, signal.SIGINT)
 

@@ -30,10 +30,10 @@ from mmlm.processing import MultimodalProcessor
 from mmlm.trainer_arguments import total_sequences, total_steps, training_arguments
 from mmlm.training import UnifiedTrainer
 from visual_tokenizer.errors import Interrupted, program
-from visual_tokenizer.processes import leave_process_group
 from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.run_folder import RunLock
+from visual_tokenizer.runs.folder import RunLock
+from visual_tokenizer.runs.processes import leave_process_group
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from visual_tokenizer.adversarial_losses.base import AdversarialLossConfig
 from visual_tokenizer.channels_last import lay_out_channels_last
-from visual_tokenizer.checkpoints import flatten_optimizer, unflatten_optimizer
 from visual_tokenizer.codebooks.distributed import average_over_ranks
 from visual_tokenizer.discriminator_objective import DiscriminatorObjective
 from visual_tokenizer.discriminators.base import DiscriminatorConfig
 from visual_tokenizer.objective import ObjectiveOutput
 from visual_tokenizer.optimization import build_optimizer, learning_rate
+from visual_tokenizer.runs.checkpoints import flatten_optimizer, unflatten_optimizer
 from visual_tokenizer.training_recipe import TokenizerRecipe
 
 MAX_ADAPTIVE_WEIGHT = 1e4

@@ -19,8 +19,8 @@ from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.evaluation import measure_reconstruction, metric_configs, reconstruct, token_bits
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import reconstruction_grid, save_picture
-from visual_tokenizer.processes import build_accelerator, on_first_process
 from visual_tokenizer.recipe import parse_arguments, provenance
+from visual_tokenizer.runs.processes import build_accelerator, on_first_process
 from visual_tokenizer.semantic_evaluation import MeasuredPictures, measure_semantics, semantic_table
 from visual_tokenizer.semantic_recipe import SemanticSection, with_semantic
 from visual_tokenizer.training_data import PictureSet

@@ -8,12 +8,12 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_tokenizer.checkpoints import sync_folder
 from visual_tokenizer.data.transforms import RESIZE_FILTERS
 from visual_tokenizer.model_card import model_card
-from visual_tokenizer.processes import on_first_process
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 from visual_tokenizer.recipe import save_recipe
+from visual_tokenizer.runs.files import sync_folder
+from visual_tokenizer.runs.processes import on_first_process
 
 if TYPE_CHECKING:
     from visual_tokenizer.training import TokenizerTrainer

@@ -13,10 +13,10 @@ from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
 from visual_tokenizer.errors import IndexOutOfRangeError, UserError
-from visual_tokenizer.locations import require_folder
 from visual_tokenizer.outputs import Selection, TokenizerOutput
 from visual_tokenizer.quantizers.base import LatentsError, Quantizer, QuantizerConfig
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.files import require_folder
 from visual_tokenizer.token_lengths import present_tokens, refuse_lengths_that_do_not_fit
 
 

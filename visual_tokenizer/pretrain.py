@@ -24,10 +24,10 @@ from visual_tokenizer.pretraining.targets import TokenTargets, check_token_grid
 from visual_tokenizer.pretraining.trainer import MaskedImageTrainer
 from visual_tokenizer.pretraining.trainer_arguments import training_arguments
 from visual_tokenizer.probe import measure, show
-from visual_tokenizer.processes import leave_process_group
 from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.run_folder import RunLock
+from visual_tokenizer.runs.folder import RunLock
+from visual_tokenizer.runs.processes import leave_process_group
 from visual_tokenizer.training_data import Share
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from transformers import BeitForMaskedImageModeling
 
 from visual_tokenizer.comparison import save_text
 from visual_tokenizer.errors import program
-from visual_tokenizer.locations import require_folder
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import save_picture
 from visual_tokenizer.pretraining.batches import HeldoutPictures
@@ -30,6 +29,7 @@ from visual_tokenizer.pretraining.masked_pictures import grid_of_rows, predictio
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.pretraining.targets import TokenTargets
 from visual_tokenizer.recipe import parse_arguments, provenance, read_recipe
+from visual_tokenizer.runs.files import require_folder
 
 PROGRAM = "python -m visual_tokenizer.probe"
 

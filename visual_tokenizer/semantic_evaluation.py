@@ -19,7 +19,7 @@ from visual_tokenizer.errors import UserError
 from visual_tokenizer.metrics.base import round_pixels
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.outputs import TokenizerOutput
-from visual_tokenizer.processes import on_first_process
+from visual_tokenizer.runs.processes import on_first_process
 from visual_tokenizer.semantic_recipe import LEAST, SemanticSection, measure_configs
 from visual_tokenizer.semantics._pictures import SemanticData, TokenizedPictures, join_pictures
 from visual_tokenizer.semantics.base import SemanticMeasure, SemanticMeasureConfig

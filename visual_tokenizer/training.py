@@ -16,7 +16,6 @@ from tqdm import tqdm
 from visual_tokenizer.adversarial import AdversarialTraining
 from visual_tokenizer.callbacks import Callback, Checkpoints, Doctor, Evaluation, Logging, MeanMeter, Samples
 from visual_tokenizer.channels_last import channels_last, lay_out_channels_last
-from visual_tokenizer.checkpoints import newest_good, remove_unfinished, write_checkpoint
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.data.sources.base import DataSourceError, SourceConfig
 from visual_tokenizer.ema import WeightAverage
@@ -28,12 +27,13 @@ from visual_tokenizer.gradient_checkpointing import checkpoint_blocks
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.objective import Objective, build_losses
 from visual_tokenizer.optimization import build_optimizer, learning_rate
-from visual_tokenizer.processes import StopSignals, build_accelerator, on_first_process
 from visual_tokenizer.proxy import copy_proxy
-from visual_tokenizer.random_state import random_state, restore_random_state
 from visual_tokenizer.recipe import recipe_to_dict, save_recipe
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.run_folder import RunLock, StepLog
+from visual_tokenizer.runs.checkpoints import newest_good, remove_unfinished, write_checkpoint
+from visual_tokenizer.runs.folder import RunLock, StepLog
+from visual_tokenizer.runs.processes import StopSignals, build_accelerator, on_first_process
+from visual_tokenizer.runs.random_state import random_state, restore_random_state
 from visual_tokenizer.teacher import Teacher
 from visual_tokenizer.training_data import PictureSet, Share, fixed_pixels, training_batches, training_keys
 from visual_tokenizer.training_recipe import TokenizerRecipe

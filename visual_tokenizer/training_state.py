@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 
-from visual_tokenizer.checkpoints import (
+from visual_tokenizer.recipe import recipe_to_dict
+from visual_tokenizer.runs.checkpoints import (
     Checkpoint,
     CheckpointError,
     flatten_optimizer,
     read_checkpoint,
     unflatten_optimizer,
 )
-from visual_tokenizer.random_state import random_state, restore_random_state
-from visual_tokenizer.recipe import recipe_to_dict
+from visual_tokenizer.runs.random_state import random_state, restore_random_state
 
 if TYPE_CHECKING:
     from visual_tokenizer.training import TokenizerTrainer

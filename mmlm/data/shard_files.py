@@ -19,7 +19,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from mmlm.data.shards import ShardHeader
-from visual_tokenizer.checkpoints import sync_folder
+from visual_tokenizer.runs.files import sync_folder
 from visual_tokenizer.token_lengths import own_tokens
 
 READ_BYTES = 1 << 22

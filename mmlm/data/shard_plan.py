@@ -27,8 +27,8 @@ from mmlm.data.shards import (
     ShardHeader,
     header_provenance,
 )
-from visual_tokenizer.checkpoints import sync_folder
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.runs.files import sync_folder
 
 logger = logging.getLogger(__name__)
 

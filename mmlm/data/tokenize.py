@@ -31,9 +31,9 @@ from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.decoding import UnreadableImageError
 from visual_tokenizer.data.sources.base import Source, SourceConfig
 from visual_tokenizer.errors import UserError, program
-from visual_tokenizer.processes import leave_process_group
 from visual_tokenizer.recipe import parse_arguments
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.processes import leave_process_group
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from mmlm.merge import merge_vocabulary
 from mmlm.text_tokenizer import train_text_tokenizer
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.run_folder import StepLog
+from visual_tokenizer.runs.folder import StepLog
 
 COLORS = ("red", "green", "blue", "yellow", "black")
 THINGS = ("apple", "car", "dog", "house", "tree")

@@ -25,7 +25,7 @@ from mmlm.lm_recipe import LMRecipe
 from mmlm.processing import MultimodalProcessor
 from mmlm.train import train
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.run_folder import StepLog
+from visual_tokenizer.runs.folder import StepLog
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 600

@@ -16,7 +16,7 @@ from mmlm.modality_loss import shift_left
 from mmlm.output_norms import final_norm
 from mmlm.train import build_trainer, load_processor
 from mmlm.trainer_arguments import training_arguments
-from visual_tokenizer.run_folder import StepLog
+from visual_tokenizer.runs.folder import StepLog
 
 
 @pytest.mark.parametrize("rank", [0, 2])

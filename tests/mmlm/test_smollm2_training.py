@@ -18,7 +18,7 @@ from mmlm.merge import merge_vocabulary
 from mmlm.text_perplexity import text_losses
 from mmlm.train import train
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.run_folder import StepLog
+from visual_tokenizer.runs.folder import StepLog
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "lm" / "smollm2_openmoji_cpu.yaml"
 MOST_FORGOTTEN = 1.05

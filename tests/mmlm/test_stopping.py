@@ -22,7 +22,7 @@ from mmlm.lm_recipe import LMRecipe
 from mmlm.stopping import SharedSignals, StopAtStep
 from mmlm.train import train
 from visual_tokenizer.errors import Interrupted
-from visual_tokenizer.processes import StopSignals
+from visual_tokenizer.runs.processes import StopSignals
 
 STEPS = 60
 

@@ -20,7 +20,7 @@ from mmlm.train import build_trainer, load_processor, train
 from mmlm.trainer_arguments import training_arguments
 from visual_tokenizer.errors import DivergedError, UserError
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.run_folder import StepLog
+from visual_tokenizer.runs.folder import StepLog
 
 
 def test_loss_is_the_weighted_mean_over_the_tokens_and_equals_transformers(

@@ -18,7 +18,7 @@ from mmlm.train import train
 from mmlm.trainer_arguments import read_deepspeed
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.run_folder import StepLog
+from visual_tokenizer.runs.folder import StepLog
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

@@ -14,7 +14,7 @@ from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.pretrain import pretrain
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.run_folder import StepLog
+from visual_tokenizer.runs.folder import StepLog
 
 ROOT = Path(visual_tokenizer.__file__).parents[1] / "recipes" / "pretraining"
 RECIPES = sorted(ROOT.rglob("*.yaml"))

@@ -24,13 +24,13 @@ import visual_tokenizer
 from visual_tokenizer import VisualTokenizer, build_quantizer, train
 from visual_tokenizer.adversarial_recipe import AdversarialSection
 from visual_tokenizer.callbacks import Callback
-from visual_tokenizer.checkpoints import CheckpointError
 from visual_tokenizer.data.sources.base import DataSourceError
 from visual_tokenizer.ema import WeightAverage
 from visual_tokenizer.errors import DivergedError, Interrupted, UserError
 from visual_tokenizer.optimization import build_optimizer, decayed_names, learning_rate
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.manifest import CheckpointError
 from visual_tokenizer.training import TokenizerTrainer
 from visual_tokenizer.training_recipe import (
     DataSection,

@@ -20,7 +20,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from visual_tokenizer.backbones._weights import file_digest
 from visual_tokenizer.backbones.base import Backbone, BackboneConfig, MissingWeightsError, check_pixels, standardise
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.locations import require_folder
+from visual_tokenizer.runs.files import require_folder
 
 DEFAULT_SIZE = 224
 

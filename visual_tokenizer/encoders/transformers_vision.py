@@ -22,7 +22,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from visual_tokenizer.backbones.base import load_backbone, standardise
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.locations import require_folder
+from visual_tokenizer.runs.files import require_folder
 
 
 @dataclass(kw_only=True)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel
 
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.locations import require_folder
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
+from visual_tokenizer.runs.files import require_folder
 
 
 @dataclass(kw_only=True)
@@ -27,13 +28,8 @@ class ProxyCodesConfig(LossConfig):
     proxy: str
     """Folder or repository of a trained visual tokenizer with one index a position."""
 
-    label_smoothing: float = 0.0
-    """Share of the target that is spread over all codes; in [0, 1). TiTok's is 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread over all codes. TiTok's is 0."""
 
 
 class ProxyCodes(Loss):

@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from visual_tokenizer.checkpoints import sync_folder
+from visual_tokenizer.runs.files import sync_folder
 
 MARKER = "complete"
 _NAME = re.compile(r"checkpoint-(\d+)")

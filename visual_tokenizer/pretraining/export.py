@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers import BeitForMaskedImageModeling, BeitImageProcessorPil, Trainer
 
-from visual_tokenizer.checkpoints import sync_folder
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.data.transforms import RESIZE_FILTERS
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.recipe import save_recipe
+from visual_tokenizer.runs.files import sync_folder
 
 FINAL_NAME = "final"
 TOKENIZER_NAME = "visual_tokenizer"

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from visual_tokenizer.plots import plot_losses, save_picture
 from visual_tokenizer.pretraining.masked_pictures import grid_of_rows, prediction_rows
 from visual_tokenizer.pretraining.targets import TokenTargets
-from visual_tokenizer.run_folder import StepLog
+from visual_tokenizer.runs.folder import StepLog
 
 CURVES = {"loss": "loss", "masked_loss": "loss/masked", "eval_masked_loss": "loss/masked, held out"}
 """What is drawn of a line of the log, by the curve's name."""

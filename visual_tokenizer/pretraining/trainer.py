@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from visual_tokenizer.checkpoints import CheckpointError
 from visual_tokenizer.errors import DivergedError
 from visual_tokenizer.pretraining.batches import HeldoutPictures, MaskedBatches
 from visual_tokenizer.pretraining.complete_checkpoints import discard_checkpoint, mark_complete, rotate_checkpoints
 from visual_tokenizer.pretraining.objective import MaskedTokenMeter, masked_token_loss
 from visual_tokenizer.pretraining.targets import TokenTargets
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.manifest import CheckpointError
 
 EVALUATION_PREFIX = "eval_"
 UNDECAYED = ("cls_token", "position_embeddings")

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from visual_tokenizer.backbones.base import MissingWeightsError
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.locations import require_folder
+from visual_tokenizer.runs.files import require_folder
 from visual_tokenizer.text_encoders.base import without_gradient
 
 

@@ -14,7 +14,7 @@ from visual_tokenizer.pretraining.targets import TokenTargets
 from visual_tokenizer.pretraining.trainer_arguments import training_arguments
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.run_folder import StepLog
+from visual_tokenizer.runs.folder import StepLog
 
 
 def weights(folder):

@@ -1,18 +1,13 @@
-"""Checkpoints of a training run: complete or absent, verified on load, safetensors and JSON only.
+"""Checkpoints of a tokenizer's training: complete or absent, verified on load, safetensors and JSON only.
 
-A checkpoint is written to `step-N.tmp-<uuid>`, every file is flushed to the disk, `manifest.json` lists sizes
-and SHA-256 sums, and only then the folder gets its name `step-N`. A kill or a full disk at any point leaves the
-checkpoint before it.
+A checkpoint `step-N` is a whole folder with a manifest (`runs/files.py`, `runs/manifest.py`). A kill or a full disk at
+any point leaves the checkpoint before it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.runs import files
+from visual_tokenizer.runs.manifest import CheckpointError, list_numbered, newest_whole, write_manifest
 
-MANIFEST = "manifest.json"
 STATE = "state.json"
 
-_FINISHED = re.compile(r"step-(\d{8,})")
-_UNFINISHED = re.compile(r"step-\d{8,}\.tmp-[0-9a-f]{32}")
-
-
-class CheckpointError(UserError):
-    """A checkpoint is damaged, or belongs to another run."""
+_NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass
@@ -62,23 +53,18 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         UserError: the disk is full, or the folder can't be written; what was there is untouched.
     """
     target = folder / checkpoint_name(checkpoint.step)
-    beside = folder / f"{target.name}.tmp-{uuid.uuid4().hex}"
     try:
-        beside.mkdir(parents=True)
-        _write_files(beside, checkpoint)
-        if target.exists():  # a run that fell back to an older checkpoint comes by here again
-            _discard(target)
-        os.rename(beside, target)
-        sync_folder(folder)
+        # One that is there is replaced: a run that fell back to an older checkpoint comes by here again.
+        with files.whole_folder(target) as unfinished:
+            _write_files(unfinished, checkpoint)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
         earlier = ", ".join(path.name for path in list_checkpoints(folder)) or "there is none"
         raise UserError(
             f"{target.name} could not be written to {folder}: {error}. Earlier checkpoints are untouched: {earlier}. "
             "Free space (or lower training.keep_checkpoints) and give the same command again."
         ) from error
     for old in list_checkpoints(folder)[:-keep]:
-        _discard(old)
+        files.discard(old)
     return target
 
 
@@ -90,75 +76,17 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         }
         save_file(copies, folder / f"{name}.safetensors")
     (folder / STATE).write_text(json.dumps(checkpoint.state), encoding="utf-8")
-    files = {path.name: {"size": path.stat().st_size, "sha256": _digest(path)} for path in sorted(folder.iterdir())}
-    manifest = {"step": checkpoint.step, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _discard(checkpoint: Path) -> None:
-    """Remove a checkpoint so that a kill half-way leaves nothing that looks like one."""
-    doomed = checkpoint.with_name(f"{checkpoint.name}.tmp-{uuid.uuid4().hex}")
-    os.rename(checkpoint, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    write_manifest(folder, step=checkpoint.step)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what an interrupted write left; nothing of another name is touched."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if _UNFINISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
+    files.remove_unfinished(folder, _NAME.pattern)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the named checkpoints of `folder`, oldest first, unverified."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _FINISHED.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def verify_checkpoint(checkpoint: Path) -> None:
-    """Compare every file with the manifest.
-
-    Raises:
-        CheckpointError: naming the file that is missing, of another size or changed.
-    """
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint.name}/{MANIFEST} can't be read: {error!r}") from error
-    for name, (size, digest) in files.items():
-        path = checkpoint / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"{checkpoint.name}/{name} is missing")
-        if path.stat().st_size != size:
-            found = path.stat().st_size
-            raise CheckpointError(f"{checkpoint.name}/{name} has {found} bytes, the manifest says {size}")
-        if _digest(path) != digest:
-            raise CheckpointError(f"{checkpoint.name}/{name} is not as it was written: its SHA-256 differs")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return list_numbered(folder, _NAME)
 
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
@@ -167,14 +95,9 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     Raises:
         CheckpointError: there are checkpoints, but none is good.
     """
-    complaints: list[str] = []
-    for checkpoint in reversed(list_checkpoints(folder)):
-        try:
-            verify_checkpoint(checkpoint)
-        except CheckpointError as error:
-            complaints.append(str(error))
-        else:
-            return checkpoint, [f"{complaint}; going back to {checkpoint.name}" for complaint in complaints]
+    checkpoint, complaints = newest_whole(list_checkpoints(folder))
+    if checkpoint is not None:
+        return checkpoint, [f"{complaint}; going back to {checkpoint.name}" for complaint in complaints]
     if complaints:
         raise CheckpointError(f"no checkpoint in {folder} is good: {'; '.join(complaints)}")
     return None, []

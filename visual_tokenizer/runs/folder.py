@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.runs.files import beside, save_text, whole_file
 
 REFRESH_SECONDS = 30
 STALE_SECONDS = 300
@@ -37,21 +38,17 @@ class RunLock:
                 "id": uuid.uuid4().hex,
             }
         )
-        folder.mkdir(parents=True, exist_ok=True)
         while not self._create():
             self._remove_if_stale()
         self._released = threading.Event()
         threading.Thread(target=self._renew, daemon=True).start()
 
     def _create(self) -> bool:
-        beside = self.path.with_name(f".run.lock.{uuid.uuid4().hex}")
-        beside.write_text(self._text, encoding="utf-8")
         try:
-            os.link(beside, self.path)  # fails if the lock is there; the content comes with the name
+            with whole_file(self.path, overwrite=False) as unfinished:
+                unfinished.write_text(self._text, encoding="utf-8")
         except FileExistsError:
             return False
-        finally:
-            beside.unlink()
         return True
 
     def _remove_if_stale(self) -> None:
@@ -66,7 +63,7 @@ class RunLock:
                 f"output_dir, or wait for that one to end."
             )
         # Moved before it is removed: of two processes that find it stale only one can move it.
-        aside = self.path.with_name(f".run.lock.{uuid.uuid4().hex}")
+        aside = beside(self.path)
         try:
             os.rename(self.path, aside)
         except FileNotFoundError:
@@ -83,7 +80,7 @@ class RunLock:
                 return
 
     def release(self) -> None:
-        """Give the folder free; a lock that another process took over stays."""
+        """Release the lock; one that another process took over stays."""
         self._released.set()
         try:
             if self.path.read_text(encoding="utf-8") == self._text:
@@ -140,9 +137,7 @@ class StepLog:
     def truncate(self, step: int) -> None:
         """Drop what was logged after `step`."""
         kept = [entry for entry in self.read() if entry["step"] <= step]
-        beside = self.path.with_name(f".log.jsonl.{uuid.uuid4().hex}")
-        beside.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        beside.replace(self.path)
+        save_text("".join(json.dumps(entry) + "\n" for entry in kept), self.path)
 
     def append(self, step: int, values: dict[str, Any]) -> None:
         """Write one line."""

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from visual_tokenizer import checkpoints
-from visual_tokenizer.checkpoints import (
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.runs import checkpoints
+from visual_tokenizer.runs.checkpoints import (
     Checkpoint,
     CheckpointError,
     flatten_optimizer,
@@ -24,9 +25,8 @@ from visual_tokenizer.checkpoints import (
     unflatten_optimizer,
     write_checkpoint,
 )
-from visual_tokenizer.errors import UserError
-from visual_tokenizer.random_state import random_state, restore_random_state
-from visual_tokenizer.run_folder import RunLock, StepLog
+from visual_tokenizer.runs.folder import RunLock, StepLog
+from visual_tokenizer.runs.random_state import random_state, restore_random_state
 
 
 def sample(step: int) -> Checkpoint:
