@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +18,9 @@ from mmlm.commands.registration import (
     TopPOption,
     be_quiet,
     command,
+    refuse,
 )
-from visual_tokenizer.errors import UserError
+from visual_tokenizer.runs.files import whole_file, whole_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,9 +82,9 @@ def generate(
     """
     prompts = [*(prompt or []), *_lines(prompts_file)]
     if not prompts:
-        raise UserError("nothing to draw: give --prompt or --prompts-file")
+        refuse("nothing to draw: give --prompt or --prompts-file")
     if best_of > 1 and (num_images > 1 or image):
-        raise UserError("--best-of gives one picture of a text: leave --num-images and --image out")
+        refuse("--best-of gives one picture of a text: leave --num-images and --image out")
     target = _picture_file(out)
     _check_files("--image", image or [])
     from mmlm.generation.best_of import CaptionLikelihood, generate_best
@@ -186,7 +185,7 @@ def answer(
     files = image or []
     _check_files("--image", files)
     if Path(out).exists():
-        raise UserError(f"--out: {out!r} exists, choose another folder")
+        refuse(f"--out: {out!r} exists, choose another folder")
     pictures = _open(files)
     pieces = _placed(prompt, pictures)
     from mmlm.generation.interleaved import generate_interleaved, join_pieces
@@ -208,19 +207,18 @@ def answer(
             end_turn=True,
         )
     )
-    folder = Path(out)
-    folder.mkdir(parents=True)
     lines = []
-    for piece in found:
-        if isinstance(piece, str):
-            lines.append(piece.strip())
-        else:
-            name = f"{1 + sum(line.startswith('![') for line in lines)}.png"
-            _save(piece, folder / name)
-            lines.append(f"![{name}]({name})")
-    (folder / "answer.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    with whole_folder(out) as folder:
+        for piece in found:
+            if isinstance(piece, str):
+                lines.append(piece.strip())
+            else:
+                name = f"{1 + sum(line.startswith('![') for line in lines)}.png"
+                piece.save(folder / name)
+                lines.append(f"![{name}]({name})")
+        (folder / "answer.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    print(folder / "answer.md")
+    print(Path(out) / "answer.md")
 
 
 def _placed(prompt: str, pictures: list[Image.Image]) -> list[Any]:
@@ -230,7 +228,7 @@ def _placed(prompt: str, pictures: list[Image.Image]) -> list[Any]:
         return [*pictures, prompt] if prompt else [*pictures]
     named = [int(number) for number in parts[1::2]]
     if sorted(set(named)) != list(range(1, len(pictures) + 1)):
-        raise UserError(f"--prompt names the pictures {named}, but there are {len(pictures)}")
+        refuse(f"--prompt names the pictures {named}, but there are {len(pictures)}")
     pieces = [pictures[int(part) - 1] if place % 2 else part for place, part in enumerate(parts)]
     return [piece for piece in pieces if piece != ""]
 
@@ -238,7 +236,7 @@ def _placed(prompt: str, pictures: list[Image.Image]) -> list[Any]:
 def _check_files(option: str, files: list[str]) -> None:
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
-        raise UserError(f"{option}: no file {missing[0]!r}")
+        refuse(f"{option}: no file {missing[0]!r}")
 
 
 def _open(files: list[str]) -> list[Image.Image]:
@@ -247,14 +245,14 @@ def _open(files: list[str]) -> list[Image.Image]:
     try:
         return [Image.open(file) for file in files]
     except UnidentifiedImageError as error:
-        raise UserError(f"--image: {error}") from error
+        refuse(f"--image: {error}")
 
 
 def _lines(file: str | None) -> list[str]:
     if file is None:
         return []
     if not Path(file).is_file():
-        raise UserError(f"--prompts-file: no file {file!r}")
+        refuse(f"--prompts-file: no file {file!r}")
     lines = Path(file).read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
@@ -265,17 +263,12 @@ def _picture_file(name: str) -> Path:
     known = Image.registered_extensions()
     target = Path(name)
     if known.get(target.suffix.lower()) not in Image.SAVE or target.is_dir():
-        raise UserError(f"--out must be a picture file such as picture.png, got {name!r}")
+        refuse(f"--out must be a picture file such as picture.png, got {name!r}")
     return target
 
 
 def _save(image: Image.Image, target: Path) -> None:
     from PIL import Image
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        image.save(beside, format=Image.registered_extensions()[target.suffix.lower()])
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole_file(target) as unfinished:
+        image.save(unfinished, format=Image.registered_extensions()[target.suffix.lower()])

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmlm.commands.registration import RECIPE_WORDS, ModelOption, be_quiet, command, recipe_words
-from visual_tokenizer.errors import UserError
+from mmlm.commands.registration import RECIPE_WORDS, ModelOption, be_quiet, command, recipe_words, refuse
 
 if TYPE_CHECKING:
     from mmlm.measures.base import Findings
@@ -72,7 +71,7 @@ def evaluate(
     }
     words = recipe_words(None, given) + context.args
     if not any(word.startswith("--data") for word in words):
-        raise UserError("no pictures to compare with: give --recipe FILE or --data.type NAME")
+        refuse("no pictures to compare with: give --recipe FILE or --data.type NAME")
     recipe = parse_arguments(EvaluationRecipe, words, program="mmlm evaluate", about=evaluate.__doc__ or "")
     found: dict[str, Findings] = {}
     evaluate_by_recipe(recipe, show_progress=True, report=found.__setitem__)
@@ -100,14 +99,12 @@ def _source_of(recipe_file: str) -> dict[str, Any]:
     import yaml
 
     if not Path(recipe_file).is_file():
-        raise UserError(f"--recipe: no file {recipe_file!r}")
+        refuse(f"--recipe: no file {recipe_file!r}")
     recipe = yaml.safe_load(Path(recipe_file).read_text(encoding="utf-8"))
     data = recipe.get("data") if isinstance(recipe, dict) else None
     source = data.get("source") if isinstance(data, dict) else None
     if not isinstance(source, dict):
-        raise UserError(
-            f"--recipe: {recipe_file} has no data.source: give a training recipe of pairs, or --data.type NAME"
-        )
+        refuse(f"--recipe: {recipe_file} has no data.source: give a training recipe of pairs, or --data.type NAME")
     return source
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-
-from visual_tokenizer.errors import exit_on_user_error
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -38,11 +37,24 @@ def command(name: str, **options: Any) -> Callable[[Command], Command]:
     """Register a command whose user errors end in one line on stderr and exit code 2."""
 
     def register(function: Command) -> Command:
-        guarded = exit_on_user_error(f"mmlm {name}")(function)
+        @functools.wraps(function)
+        def guarded(*arguments: Any, **given: Any) -> None:
+            from visual_tokenizer.errors import exit_on_user_error  # here, as it brings torch, which --help needs not
+
+            with exit_on_user_error(f"mmlm {name}"):
+                function(*arguments, **given)
+
         app.command(name, **options)(guarded)
         return function
 
     return register
+
+
+def refuse(message: str) -> NoReturn:
+    """Raise what ends a command with one line, for arguments that do not fit together or files that are not there."""
+    from visual_tokenizer.errors import UserError
+
+    raise UserError(message)
 
 
 def recipe_words(config: str | None, given: dict[str, Any]) -> list[str]:

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mmlm.commands.registration import BatchOption, DeviceOption, ModelOption, be_quiet, command
-from visual_tokenizer.errors import UserError
+from mmlm.commands.registration import BatchOption, DeviceOption, ModelOption, be_quiet, command, refuse
 
 
 @command("serve")
@@ -66,4 +65,4 @@ def serve(
 
 def _require(package: str, extra: str, otherwise: str = "") -> None:
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{package} is not installed: pip install 'mmlm[{extra}]' {otherwise}".rstrip())
+        refuse(f"{package} is not installed: pip install 'mmlm[{extra}]' {otherwise}".rstrip())

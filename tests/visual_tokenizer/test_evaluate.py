@@ -195,7 +195,7 @@ def test_the_mode_of_the_tokenizer_stays_as_it_was(model):
 def test_errors_end_in_one_line(model, words, message, capsys):
     assert evaluate.main(["--model", str(model), "--output", str(model / "x.json"), *words]) == 2
     said = capsys.readouterr().err
-    assert said.splitlines()[-1].startswith("error: ")
+    assert said.splitlines()[-1].startswith("visual_tokenizer.evaluate: error: ")
     assert message in said
 
 

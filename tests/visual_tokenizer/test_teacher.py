@@ -282,7 +282,7 @@ def test_without_the_network_a_recipe_says_what_is_missing_at_once_and_runs_with
     recipe.write_text(json.dumps(values))
     failed = run_entry_point(recipe, tmp_path)
     assert failed.returncode == 2
-    lines = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
+    lines = [line for line in failed.stderr.splitlines() if line.startswith("visual_tokenizer.train: error:")]
     assert len(lines) == 1
     assert "`hf download openai/clip-vit-base-patch16 --local-dir FOLDER`" in lines[0]
     assert "`--teacher.name efficientnet-lite0`" in lines[0]

@@ -324,7 +324,11 @@ def test_what_does_not_fit_is_refused_with_field_value_and_rule(tiny_recipe):
 
 def test_the_entry_point_ends_in_one_line_and_a_code(tiny_values, tmp_path, capsys, monkeypatch):
     assert train.main(["--config", "nowhere.yaml"]) == 2
-    assert capsys.readouterr().err.splitlines()[0].startswith("error: recipe nowhere.yaml does not exist")
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[0]
+        .startswith("visual_tokenizer.train: error: recipe nowhere.yaml does not exist")
+    )
     assert train.main(["--output_dir", str(tmp_path / "run"), "--quantizer.type", "fsk"]) == 2
     assert "Did you mean 'fsq'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 
 from visual_tokenizer.backbones.base import Backbone, BackboneConfig
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.evaluation import build_metrics
 from visual_tokenizer.metrics import _text, face_fidelity, feature_distance, fid, fvd, lpips, text_fidelity
 from visual_tokenizer.metrics.base import Metric, MetricConfig
@@ -141,7 +142,7 @@ def test_reset_forgets_and_no_data_is_an_error(name: str) -> None:
     metric = build(name)
     metric.observe(*data(name))
     metric.reset()
-    with pytest.raises(RuntimeError, match=r"no process|needs 2 pictures|no text"):
+    with pytest.raises(UserError, match=r"no process|needs 2 pictures|no text"):
         metric.compute()
 
 
