@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval, Len
 
 from mmlm.mixture_recipe import MixtureMember, member_names
 from mmlm.stage_recipe import FreezeStage, ResolutionStage, check_freeze_stages, check_resolution_stages
-from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
-from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.data.sources.base import SourceConfig, Split
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Section
 
-MIXED_PRECISIONS = ("no", "bf16", "fp16")
-PARAMETER_DTYPES = ("float32", "bfloat16", "float16")
 RESUME_AUTO, RESUME_NEVER = "auto", "never"
-QUANTIZATIONS = ("nf4", "int8")
-
-
-def check(holds: bool, field_name: str, rule: str, value: Any) -> None:
-    """Raise `ConfigError` naming field, rule and value unless the rule holds."""
-    if not holds:
-        raise ConfigError(f"{field_name} must be {rule}, got {value!r}")
 
 
 @dataclass(kw_only=True)
-class DataSection:
+class DataSection(Section):
     """Which pairs of caption and picture, or documents, and how they become sequences."""
 
     source: SourceConfig | None = None
@@ -34,75 +28,62 @@ class DataSection:
     shards_dir: str
     """Folder of the tokenized pictures, a subfolder a split, below one for each member of a mixture; made by the first
     run and reused by later ones."""
-    train_split: str = "train"
-    """Split of the source for training: train, heldout or all."""
-    heldout_split: str = "heldout"
+    train_split: Split = "train"
+    """Split of the source for training."""
+    heldout_split: Split = "heldout"
     """Split for evaluation; read only if training.evaluate_every_steps is not 0."""
-    image_to_text_fraction: float = 0.2
-    """Share of the sequences that are picture → caption; the others are caption → picture. In [0, 1]."""
-    caption_dropout: float = 0.1
-    """Share of the caption → picture sequences without caption, which classifier-free guidance needs. In [0,
-    1]."""
+    image_to_text_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.2
+    """Share of the sequences that are picture → caption; the others are caption → picture."""
+    caption_dropout: Annotated[float, Interval(ge=0, le=1)] = 0.1
+    """Share of the caption → picture sequences without caption, which classifier-free guidance needs."""
     loss_on_prompt: bool = True
     """Whether what comes first is trained too: the caption of caption → picture, the picture of picture →
     caption."""
-    max_caption_tokens: int = 256
-    """Longer captions are cut; 1 or more."""
+    max_caption_tokens: Annotated[int, Ge(1)] = 256
+    """Longer captions are cut."""
     resolutions: list[ResolutionStage] = field(default_factory=list)
     """Picture sizes in turn; the shards of each are in a folder of shards_dir (32px/train). Empty: the tokenizer's size
     throughout."""
     packing: bool = False
     """Whether sequences are put together in rows of max_length tokens, so that next to nothing is padding. Each still
     sees itself alone. A batch then is training.batch_size rows."""
-    packing_buffer: int = 4096
-    """Sequences among which those that fit together are chosen; 1 or more."""
-    max_length: int | None = None
+    packing_buffer: Annotated[int, Ge(1)] = 4096
+    """Sequences among which those that fit together are chosen."""
+    max_length: Annotated[int, Ge(1)] | None = None
     """Tokens of a packed row, and the most that a sequence may have; null: the model's positions."""
-    pad_to_multiple_of: int = 1
-    """Batches are padded to the longest sequence, rounded up to a multiple of this; 1 or more."""
-    tokenize_batch_size: int = 64
-    """Pictures at a time through the visual tokenizer, on each process; 1 or more."""
-    loader_workers: int = 0
+    pad_to_multiple_of: Annotated[int, Ge(1)] = 1
+    """Batches are padded to the longest sequence, rounded up to a multiple of this."""
+    tokenize_batch_size: Annotated[int, Ge(1)] = 64
+    """Pictures at a time through the visual tokenizer, on each process."""
+    loader_workers: Annotated[int, Ge(0)] = 0
     """Processes that decode pictures, and later build batches, for each rank; 0: the rank itself."""
 
     def __post_init__(self) -> None:
-        given = f"source={self.source is not None}, mixture of {len(self.mixture)}"
-        check((self.source is None) == bool(self.mixture), "data", "given either source or mixture", given)
+        super().__post_init__()
+        if (self.source is None) != bool(self.mixture):
+            given = f"source={self.source is not None}, mixture of {len(self.mixture)}"
+            raise UserError(f"either source or mixture must be given, got {given}")
         member_names(self.mixture)
-        for name in ("train_split", "heldout_split"):
-            check(
-                getattr(self, name) in SPLITS,
-                f"data.{name}",
-                f"one of {', '.join(SPLITS)}",
-                getattr(self, name),
-            )
-        for name in ("image_to_text_fraction", "caption_dropout"):
-            check(0 <= getattr(self, name) <= 1, f"data.{name}", "in [0, 1]", getattr(self, name))
         check_resolution_stages(self.resolutions, packing=self.packing, mixture=bool(self.mixture))
-        check(self.max_length is None or self.max_length >= 1, "data.max_length", "1 or more, or null", self.max_length)
-        for name in ("packing_buffer", "max_caption_tokens", "pad_to_multiple_of", "tokenize_batch_size"):
-            check(getattr(self, name) >= 1, f"data.{name}", "1 or more", getattr(self, name))
-        check(self.loader_workers >= 0, "data.loader_workers", "0 or more", self.loader_workers)
 
 
 @dataclass(kw_only=True)
-class LossSection:
+class LossSection(Section):
     """What each kind of token weighs. The loss is the weighted mean over the trained tokens of a batch."""
 
-    text: float = 1.0
-    """Weight of caption tokens; 0 or more."""
-    image: float = 1.0
-    """Weight of visual tokens; 0 or more."""
-    structure: float = 1.0
-    """Weight of the layout's own tokens (marks, size, ends of rows) and of EOS; 0 or more."""
-    z_loss: float = 0.0
-    """Factor of the squared log of the softmax's normalizer, which keeps logits from drifting; Chameleon's is 1e-5; 0
-    or more."""
+    text: Annotated[float, Ge(0)] = 1.0
+    """Weight of caption tokens."""
+    image: Annotated[float, Ge(0)] = 1.0
+    """Weight of visual tokens."""
+    structure: Annotated[float, Ge(0)] = 1.0
+    """Weight of the layout's own tokens (marks, size, ends of rows) and of EOS."""
+    z_loss: Annotated[float, Ge(0)] = 0.0
+    """Factor of the squared log of the softmax's normalizer, which keeps logits from drifting; Chameleon's is 1e-5."""
 
     def __post_init__(self) -> None:
-        for name in ("text", "image", "structure", "z_loss"):
-            check(getattr(self, name) >= 0, f"loss.{name}", "0 or more", getattr(self, name))
-        check(any(self.weights().values()), "loss", "above 0 for one kind of token at least", self.weights())
+        super().__post_init__()
+        if not any(self.weights().values()):
+            raise UserError(f"weights must be above 0 for one kind of token at least, got {self.weights()}")
 
     def weights(self) -> dict[str, float]:
         """Return the weight of each kind of token."""
@@ -110,79 +91,75 @@ class LossSection:
 
 
 @dataclass(kw_only=True)
-class OptimizerSection:
+class OptimizerSection(Section):
     """AdamW and its schedule."""
 
-    learning_rate: float = 3e-4
-    """Peak, after the warm-up; above 0."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    """Two numbers in [0, 1)."""
-    epsilon: float = 1e-8
-    """Added to the denominator; above 0."""
-    weight_decay: float = 0.1
-    """Decoupled; not applied to norms and biases; 0 or more."""
-    warmup_steps: int = 100
-    """Optimizer steps of linear warm-up; 0 or more."""
+    learning_rate: Annotated[float, Gt(0)] = 3e-4
+    """Peak, after the warm-up."""
+    betas: Annotated[list[Annotated[float, Interval(ge=0, lt=1)]], Len(2, 2)] = field(
+        default_factory=lambda: [0.9, 0.95]
+    )
+    """Decays of the two moments."""
+    epsilon: Annotated[float, Gt(0)] = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Ge(0)] = 0.1
+    """Decoupled; not applied to norms and biases."""
+    warmup_steps: Annotated[int, Ge(0)] = 100
+    """Optimizer steps of linear warm-up."""
     schedule: str = "cosine"
     """A schedule of transformers: cosine, cosine_with_min_lr, constant_with_warmup, linear,
     warmup_stable_decay, …"""
     schedule_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the schedule, for example min_lr_rate of cosine_with_min_lr."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, Ge(0)] = 1.0
     """Gradients are clipped to this norm; 0: not at all."""
 
     def __post_init__(self) -> None:
-        check(self.learning_rate > 0, "optimizer.learning_rate", "above 0", self.learning_rate)
-        in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        check(in_range, "optimizer.betas", "two numbers in [0, 1)", self.betas)
-        check(self.epsilon > 0, "optimizer.epsilon", "above 0", self.epsilon)
-        for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
-            check(getattr(self, name) >= 0, f"optimizer.{name}", "0 or more", getattr(self, name))
+        super().__post_init__()
         from transformers import SchedulerType
 
         known = [kind.value for kind in SchedulerType]
-        check(self.schedule in known, "optimizer.schedule", f"one of {', '.join(known)}", self.schedule)
+        if self.schedule not in known:
+            raise UserError(f"schedule must be one of {', '.join(known)}, got {self.schedule!r}")
 
 
 @dataclass(kw_only=True)
-class TrainingSection:
+class TrainingSection(Section):
     """Length, precision, what is written when, and resuming."""
 
-    max_steps: int | None = None
+    max_steps: Annotated[int, Ge(1)] | None = None
     """Optimizer steps; give this or epochs."""
-    epochs: float | None = None
+    epochs: Annotated[float, Gt(0)] | None = None
     """Passes over the training pictures; give this or max_steps."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Ge(1)] = 64
     """Sequences, or packed rows, of one optimizer step over all processes; a multiple of processes ·
     gradient_accumulation_steps."""
-    gradient_accumulation_steps: int = 1
-    """Parts into which each process cuts its share of a batch; 1 or more."""
-    mixed_precision: str = "no"
-    """no, bf16 or fp16; overrides the launcher's."""
-    parameter_dtype: str = "float32"
-    """Of the weights in memory: float32, bfloat16 or float16. float32 unless the weights are frozen
-    (lora)."""
+    gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
+    """Parts into which each process cuts its share of a batch."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Overrides the launcher's."""
+    parameter_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights in memory; float32 unless the weights are frozen (lora)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """Compile the model with torch.compile."""
-    peak_tflops: float | None = None
-    """Peak of one device in 10^12 operations a second, for mfu in the log (H100, bf16, dense: 989); above 0; null: no
-    mfu."""
-    seed: int = 0
+    peak_tflops: Annotated[float, Gt(0)] | None = None
+    """Peak of one device in 10^12 operations a second, for mfu in the log (H100, bf16, dense: 989); null: no mfu."""
+    seed: Annotated[int, Ge(0)] = 0
     """Of order, direction and caption dropout of the samples, of new LoRA weights and of dropout."""
-    log_every_steps: int = 10
-    """Steps between two lines of metrics.jsonl; 1 or more."""
-    sample_every_steps: int = 0
+    log_every_steps: Annotated[int, Ge(1)] = 10
+    """Steps between two lines of log.jsonl."""
+    sample_every_steps: Annotated[int, Ge(0)] = 0
     """Steps between two grids of pictures in samples/; 0: none."""
-    evaluate_every_steps: int = 0
+    evaluate_every_steps: Annotated[int, Ge(0)] = 0
     """Steps between two evaluations of the held-out split; 0: none."""
-    checkpoint_every_steps: int = 500
-    """Steps between two checkpoints; 1 or more."""
-    keep_checkpoints: int = 2
-    """Complete checkpoints that are kept, the newest ones; 1 or more."""
+    checkpoint_every_steps: Annotated[int, Ge(1)] = 500
+    """Steps between two checkpoints."""
+    keep_checkpoints: Annotated[int, Ge(1)] = 2
+    """Complete checkpoints that are kept, the newest ones."""
     report_to: list[str] = field(default_factory=list)
-    """Trackers of transformers: tensorboard, wandb, trackio, …; metrics.jsonl is always written."""
+    """Trackers of transformers: tensorboard, wandb, trackio, …; log.jsonl is always written."""
     resume: str = RESUME_AUTO
     """auto: from the newest complete checkpoint in output_dir; never: refuse if there is one; or a
     checkpoint."""
@@ -193,58 +170,29 @@ class TrainingSection:
     """DeepSpeed configuration file, for example recipes/deepspeed/zero2.json; null: as the launcher says."""
 
     def __post_init__(self) -> None:
-        lengths = f"max_steps={self.max_steps}, epochs={self.epochs}"
-        check(
-            (self.max_steps is None) != (self.epochs is None),
-            "training",
-            "given either max_steps or epochs",
-            lengths,
-        )
-        check((self.max_steps or self.epochs or 0) > 0, "training", "given a length above 0", lengths)
-        for name in (
-            "batch_size",
-            "gradient_accumulation_steps",
-            "log_every_steps",
-            "checkpoint_every_steps",
-            "keep_checkpoints",
-        ):
-            check(getattr(self, name) >= 1, f"training.{name}", "1 or more", getattr(self, name))
-        for name in ("sample_every_steps", "evaluate_every_steps"):
-            check(getattr(self, name) >= 0, f"training.{name}", "0 or more", getattr(self, name))
+        super().__post_init__()
+        if (self.max_steps is None) == (self.epochs is None):
+            given = f"max_steps={self.max_steps}, epochs={self.epochs}"
+            raise UserError(f"either max_steps or epochs must be given, got {given}")
         check_freeze_stages(self.freeze)
-        positive = self.peak_tflops is None or self.peak_tflops > 0
-        check(positive, "training.peak_tflops", "above 0, or null", self.peak_tflops)
-        for name, known in (("mixed_precision", MIXED_PRECISIONS), ("parameter_dtype", PARAMETER_DTYPES)):
-            check(
-                getattr(self, name) in known,
-                f"training.{name}",
-                f"one of {', '.join(known)}",
-                getattr(self, name),
-            )
 
 
 @dataclass(kw_only=True)
-class SamplingSection:
+class SamplingSection(Section):
     """The pictures drawn while training; all but prompts and seed is saved with the model as its default."""
 
-    prompts: list[str] = field(default_factory=lambda: ["red apple", "cat face", "sun", "house"])
+    prompts: Annotated[list[str], Len(1)] = field(default_factory=lambda: ["red apple", "cat face", "sun", "house"])
     """One picture each."""
-    guidance_scale: float = 3.0
+    guidance_scale: Annotated[float, Ge(0)] = 3.0
     """Classifier-free guidance; 1: none."""
-    temperature: float = 1.0
-    """Above 0."""
-    top_k: int = 0
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """Above 1 evens the probabilities out, below 1 sharpens them."""
+    top_k: Annotated[int, Ge(0)] = 0
     """Only the k likeliest tokens are drawn from; 0: all."""
-    top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability are drawn from; in (0, 1]."""
-    seed: int = 0
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Only the likeliest tokens that together have this probability are drawn from."""
+    seed: Annotated[int, Ge(0)] = 0
     """The same draw every time, so that the grids show what training changed."""
-
-    def __post_init__(self) -> None:
-        check(len(self.prompts) > 0, "sampling.prompts", "one text or more", self.prompts)
-        check(self.temperature > 0, "sampling.temperature", "above 0", self.temperature)
-        check(self.top_k >= 0, "sampling.top_k", "0 or more", self.top_k)
-        check(0 < self.top_p <= 1, "sampling.top_p", "in (0, 1]", self.top_p)
 
     def defaults(self) -> dict[str, Any]:
         """Return what is saved with the model."""
@@ -252,40 +200,36 @@ class SamplingSection:
 
 
 @dataclass(kw_only=True)
-class LoraSection:
+class LoraSection(Section):
     """Low-rank adapters (Hu et al., 2021, arXiv 2106.09685) beside frozen weights.
 
     The rows of the visual and structural tokens, in the table and in an untied head, are trained in full.
     """
 
-    rank: int = 0
+    rank: Annotated[int, Ge(0)] = 0
     """Rank of the adapters; 0: none, all weights are trained."""
-    alpha: float = 32.0
-    """The update is scaled by alpha / rank; above 0."""
-    dropout: float = 0.0
-    """Before the adapter; in [0, 1)."""
+    alpha: Annotated[float, Gt(0)] = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Before the adapter."""
     target_modules: list[str] | None = None
     """Ends of the names of the linear layers; null: all but the head."""
     dora: bool = False
     """Learn the length of each output's weights beside their direction, which the adapter then changes alone: DoRA (Liu
     et al., arXiv 2402.09353)."""
-    quantization: str | None = None
+    quantization: Literal["nf4", "int8"] | None = None
     """Of the frozen linear layers: nf4 (QLoRA, Dettmers et al., arXiv 2305.14314) or int8; null: none. Takes the
     package bitsandbytes and a CUDA device."""
 
     def __post_init__(self) -> None:
-        check(self.rank >= 0, "lora.rank", "0 or more", self.rank)
-        check(self.alpha > 0, "lora.alpha", "above 0", self.alpha)
-        check(0 <= self.dropout < 1, "lora.dropout", "in [0, 1)", self.dropout)
-        known = self.quantization is None or self.quantization in QUANTIZATIONS
-        check(known, "lora.quantization", f"null or one of {', '.join(QUANTIZATIONS)}", self.quantization)
+        super().__post_init__()
         for name in ("dora", "quantization"):
-            wanted = getattr(self, name)
-            check(self.rank > 0 or not wanted, f"lora.{name}", "left out where lora.rank is 0", wanted)
+            if getattr(self, name) and not self.rank:
+                raise UserError(f"{name} must be left out where rank is 0, got {getattr(self, name)!r}")
 
 
 @dataclass(kw_only=True)
-class LMRecipe:
+class LMRecipe(Section):
     """Training of a merged language model on captions and pictures, or on documents."""
 
     model: str
@@ -308,13 +252,14 @@ class LMRecipe:
     """Dotted overrides for a run of a few steps on a small machine: `--smoke true` applies them."""
 
     def __post_init__(self) -> None:
-        if self.data.mixture:
-            rule = "null where there is data.mixture, whose sets have no common end: give training.max_steps"
-            check(self.training.epochs is None, "training.epochs", rule, self.training.epochs)
-        if not self.lora.rank:
-            check(
-                self.training.parameter_dtype == "float32",
-                "training.parameter_dtype",
-                "float32 where all weights are trained: AdamW's small steps vanish in half precision",
-                self.training.parameter_dtype,
+        super().__post_init__()
+        if self.data.mixture and self.training.epochs is not None:
+            raise UserError(
+                "training.epochs must be null where there is data.mixture, whose sets have no common end: give "
+                f"training.max_steps; got {self.training.epochs}"
+            )
+        if not self.lora.rank and self.training.parameter_dtype != "float32":
+            raise UserError(
+                "training.parameter_dtype must be float32 where all weights are trained: AdamW's small steps vanish "
+                f"in half precision; got {self.training.parameter_dtype!r}"
             )

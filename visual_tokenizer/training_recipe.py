@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval, Len
 
 from visual_tokenizer.adversarial_recipe import AdversarialSection
 from visual_tokenizer.data.sources.base import SourceConfig
@@ -11,29 +13,18 @@ from visual_tokenizer.data.transforms import TransformConfig
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.losses.base import LossConfig
 from visual_tokenizer.quantizers.base import QuantizerConfig
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.teacher import TeacherSection
 
-MIXED_PRECISION = ("no", "bf16", "fp16")
-SCHEDULES = ("cosine", "constant")
+MixedPrecision = Literal["no", "bf16", "fp16"]
 PARTS = ("encoder", "to_codes", "quantizer", "from_codes", "decoder")
 
 
-def _at_least(section: object, name: str, least: float) -> None:
-    value = getattr(section, name)
-    if not value >= least:
-        raise UserError(f"{name} must be {least} or more, got {value}")
-
-
-def _one_of(section: object, name: str, choices: tuple[str, ...]) -> None:
-    if getattr(section, name) not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(section, name)!r}")
-
-
 @dataclass(kw_only=True)
-class DataSection:
+class DataSection(Section):
     """Where pictures come from and how they are batched."""
 
     source: SourceConfig = field(default_factory=lambda: SourceConfig.family.config({"type": "openmoji"}))
@@ -42,103 +33,88 @@ class DataSection:
     transform: TransformConfig = field(default_factory=TransformConfig)
     """Resize, crop and flip of the training pictures; held-out ones are always cropped in the centre."""
 
-    batch_size: int = 64
-    """Pictures of one optimiser step, over all processes and accumulated passes; 1 or more."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Pictures of one optimiser step, over all processes and accumulated passes."""
 
-    num_workers: int = 0
-    """Loader processes of each training process; 0 or more. Unused while all pictures fit in memory."""
+    num_workers: Annotated[int, Ge(0)] = 0
+    """Loader processes of each training process. Unused while all pictures fit in memory."""
 
-    cache_megabytes: float = 2048
+    cache_megabytes: Annotated[float, Ge(0)] = 2048
     """Memory for decoded pictures of a centre-cropped set, in 10⁶ bytes a process; 0 for none."""
 
-    def __post_init__(self) -> None:
-        _at_least(self, "batch_size", 1)
-        _at_least(self, "num_workers", 0)
-        _at_least(self, "cache_megabytes", 0)
-
 
 @dataclass(kw_only=True)
-class OptimizerSection:
+class OptimizerSection(Section):
     """AdamW (arXiv:1711.05101) with a warm-up."""
 
-    learning_rate: float = 1e-4
-    """Peak learning rate; above 0."""
+    learning_rate: Annotated[float, Gt(0)] = 1e-4
+    """Peak learning rate."""
 
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    """Decays of the two moments, each in [0, 1)."""
+    betas: Annotated[list[Annotated[float, Interval(ge=0, lt=1)]], Len(2, 2)] = field(
+        default_factory=lambda: [0.9, 0.95]
+    )
+    """Decays of the two moments."""
 
-    weight_decay: float = 0.01
-    """Decay of the weight matrices and kernels; not of norms, biases, codebooks and positions. 0 or more."""
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    """Decay of the weight matrices and kernels; not of norms, biases, codebooks and positions."""
 
-    warmup_steps: int = 0
-    """Steps of linear warm-up; 0 or more."""
+    warmup_steps: Annotated[int, Ge(0)] = 0
+    """Steps of linear warm-up."""
 
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: cosine (to `min_learning_rate_ratio` at the last step) or constant."""
 
-    min_learning_rate_ratio: float = 0.1
-    """Where the cosine ends, as a share of the peak; in [0, 1]."""
+    min_learning_rate_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.1
+    """Where the cosine ends, as a share of the peak."""
 
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; above 0."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"betas must be two numbers in [0, 1), got {self.betas}")
-        _at_least(self, "weight_decay", 0)
-        _at_least(self, "warmup_steps", 0)
-        _one_of(self, "schedule", SCHEDULES)
-        if not 0 <= self.min_learning_rate_ratio <= 1:
-            raise UserError(f"min_learning_rate_ratio must be in [0, 1], got {self.min_learning_rate_ratio}")
+    max_grad_norm: Annotated[float, Gt(0)] = 1.0
+    """Gradients are scaled down to this norm."""
 
 
 @dataclass(kw_only=True)
-class TrainingSection:
+class TrainingSection(Section):
     """How long, how precisely, and what is written when."""
 
-    max_steps: int = 10_000
-    """Optimiser steps; 1 or more."""
+    max_steps: Annotated[int, Ge(1)] = 10_000
+    """Optimiser steps."""
 
-    gradient_accumulation_steps: int = 1
-    """Forward and backward passes a step, each on its share of `data.batch_size`; 1 or more."""
+    gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
+    """Forward and backward passes a step, each on its share of `data.batch_size`."""
 
-    mixed_precision: str = "no"
-    """no, bf16 or fp16; quantizers compute in float32 in any case."""
+    mixed_precision: MixedPrecision = "no"
+    """Autocast of the forward pass; quantizers compute in float32 in any case."""
 
-    ema_decay: float = 0.0
-    """Weight of the past in the averaged weights, in [0, 1); 0 is off. The average is what `final/` holds."""
+    ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Weight of the past in the averaged weights; 0 is off. The average is what `final/` holds."""
 
-    seed: int = 0
-    """Seed of weights, sample order and augmentation; 0 or more."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of weights, sample order and augmentation."""
 
-    log_every_steps: int = 20
-    """Steps between log lines, whose values are means over these steps; 1 or more. Also how often several processes
-    agree on a wish to stop."""
+    log_every_steps: Annotated[int, Ge(1)] = 20
+    """Steps between log lines, whose values are means over these steps. Also how often several processes agree on a
+    wish to stop."""
 
-    sample_every_steps: int = 500
+    sample_every_steps: Annotated[int, Ge(0)] = 500
     """Steps between grids of reconstructed held-out pictures and plots; 0 for none but the last."""
 
-    sample_pictures: int = 16
-    """Held-out pictures on a grid; 1 or more."""
+    sample_pictures: Annotated[int, Ge(1)] = 16
+    """Held-out pictures on a grid."""
 
-    evaluate_every_steps: int = 1000
+    evaluate_every_steps: Annotated[int, Ge(0)] = 1000
     """Steps between evaluations on the held-out pictures; 0 for none but the last."""
 
-    max_evaluation_pictures: int = 1000
-    """At most so many held-out pictures are evaluated; 1 or more."""
+    max_evaluation_pictures: Annotated[int, Ge(1)] = 1000
+    """At most so many held-out pictures are evaluated."""
 
-    diagnose_every_steps: int = 1000
+    diagnose_every_steps: Annotated[int, Ge(0)] = 1000
     """Steps between two looks at the codebook's health: codes alive, their age, equality over processes; 0 for none
     but the last."""
 
-    checkpoint_every_steps: int = 1000
+    checkpoint_every_steps: Annotated[int, Ge(0)] = 1000
     """Steps between checkpoints; 0 for none but the last."""
 
-    keep_checkpoints: int = 2
-    """Newest checkpoints that are kept; 1 or more."""
+    keep_checkpoints: Annotated[int, Ge(1)] = 2
+    """Newest checkpoints that are kept."""
 
     compile: bool = False
     """Compile encoder, decoder and losses with torch.compile."""
@@ -155,40 +131,18 @@ class TrainingSection:
     resume: bool = True
     """Go on from the newest good checkpoint of `output_dir`, if there is one; false: refuse a folder with a run."""
 
-    def __post_init__(self) -> None:
-        for name in (
-            "max_steps",
-            "gradient_accumulation_steps",
-            "log_every_steps",
-            "sample_pictures",
-            "max_evaluation_pictures",
-            "keep_checkpoints",
-        ):
-            _at_least(self, name, 1)
-        for name in (
-            "seed",
-            "sample_every_steps",
-            "evaluate_every_steps",
-            "diagnose_every_steps",
-            "checkpoint_every_steps",
-        ):
-            _at_least(self, name, 0)
-        _one_of(self, "mixed_precision", MIXED_PRECISION)
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-
 
 @dataclass(kw_only=True)
-class TokenizerRecipe:
+class TokenizerRecipe(Section):
     """Everything that a training run of a visual tokenizer depends on."""
 
     output_dir: str
     """Folder of the run: log.jsonl, samples/, plots/, checkpoints/, final/."""
 
-    image_size: int = 256
-    """Side of a picture in pixels; 1 or more."""
+    image_size: Annotated[int, Ge(1)] = 256
+    """Side of a picture in pixels."""
 
-    num_frames: int = 0
+    num_frames: Annotated[int, Ge(0)] = 0
     """Frames of a clip; 0 to train on pictures."""
 
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig.family.config({"type": "cnn"}))
@@ -207,7 +161,9 @@ class TokenizerRecipe:
     """Parts that stay as they are: encoder, to_codes, quantizer, from_codes, decoder. To tune a decoder to given tokens
     (TiTok's second stage, arXiv:2406.07550): [encoder, to_codes, quantizer]."""
 
-    losses: list[LossConfig] = field(default_factory=lambda: [LossConfig.family.config({"type": "l2"})])
+    losses: Annotated[list[LossConfig], Len(1)] = field(
+        default_factory=lambda: [LossConfig.family.config({"type": "l2"})]
+    )
     """Terms of the objective, each different; the quantizer adds its own."""
 
     teacher: TeacherSection | None = None
@@ -229,8 +185,7 @@ class TokenizerRecipe:
     """Dotted overrides for a run of two steps on a small machine: `--smoke true` applies them."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "image_size", 1)
-        _at_least(self, "num_frames", 0)
+        super().__post_init__()
         frames = self.data.source.clip_frames
         if frames != self.num_frames:
             has = f"clips of {frames} frames" if frames else "pictures"
@@ -238,8 +193,6 @@ class TokenizerRecipe:
                 f"num_frames must be what data.source gives ({frames}: {self.data.source.type} gives {has}), "
                 f"got {self.num_frames}"
             )
-        if not self.losses:
-            raise UserError("losses must hold one loss or more")
         names = [loss.type for loss in self.losses]
         if len(set(names)) != len(names):
             raise UserError(f"losses must be different from one another, got {names}")

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from mmlm.data.document_batches import KeptDocument
 from mmlm.data.pairs import IMAGE
 from mmlm.data.shards import RaggedColumn, ShardHeader, expected_header
-from mmlm.mixture_recipe import SHARDS, MixtureMember
+from mmlm.mixture_recipe import MixtureMember
 from mmlm.processing import MultimodalProcessor
 
 VOLATILE_TOKENIZER_STATE = ("truncation", "padding")
@@ -36,7 +36,7 @@ class DocumentShardHeader(ShardHeader):
     """The layout's config."""
     limits: dict[str, Any] = field(default_factory=dict)
     """What became of documents that are too short or too long."""
-    tokenization: str = SHARDS
+    tokenization: str = "shards"
     """Whether the indices of pictures are there."""
 
     def features(self) -> datasets.Features:

@@ -16,7 +16,7 @@ from mmlm.data.shards import ShardError
 from mmlm.data.tokenize_documents import document_shards_of, refuse_stream
 from mmlm.documents.base import DocumentSource, DocumentSourceConfig
 from mmlm.lm_recipe import LMRecipe
-from mmlm.mixture_recipe import ON_THE_FLY, MixtureMember, member_names
+from mmlm.mixture_recipe import MixtureMember, member_names
 from mmlm.processing import MultimodalProcessor
 
 
@@ -104,7 +104,7 @@ def _sequences(
     sequences = DocumentSequences(
         shards, processor.layout, source, name=name, seed=seed, shuffle=not is_heldout, is_heldout=is_heldout
     )
-    if member.tokenization == ON_THE_FLY:
+    if member.tokenization == "on_the_fly":
         encoded = source.load_encoded(split)
         refuse_stream(encoded, member)
         sequences.indices = IndicesOnTheFly(processor, source, encoded, sequences.rows, recipe.data.loader_workers)
@@ -114,7 +114,7 @@ def _sequences(
 def place_codec(processor: MultimodalProcessor, recipe: LMRecipe, device: torch.device) -> bool:
     """Return whether training needs the visual tokenizer, which then goes to `device`: items are made by the process
     that trains, not by loader processes, which could not use its device."""
-    is_needed = any(member.tokenization == ON_THE_FLY for member in recipe.data.mixture)
+    is_needed = any(member.tokenization == "on_the_fly" for member in recipe.data.mixture)
     if is_needed and processor.codec is not None:
         torch.nn.Module.to(processor.codec, device)
     return is_needed

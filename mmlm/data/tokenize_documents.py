@@ -27,7 +27,7 @@ from mmlm.data.shard_verification import reopen_if_damaged
 from mmlm.data.sharding import write_shards
 from mmlm.data.shards import load_shards
 from mmlm.documents.base import DocumentSource, DocumentSourceConfig
-from mmlm.mixture_recipe import ON_THE_FLY, MixtureMember
+from mmlm.mixture_recipe import MixtureMember
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.decoding import UnreadableImageError
 from visual_tokenizer.errors import UserError
@@ -72,12 +72,12 @@ def tokenize_documents(
 
     def load_rows() -> Any:
         rows = source.load_encoded(split)
-        if member.tokenization == ON_THE_FLY:
+        if member.tokenization == "on_the_fly":
             refuse_stream(rows, member)
         return rows
 
     def write_units(rows: Any, plan: ShardPlan, units: Sequence[int], unfinished: Path) -> Iterator[int]:
-        wants_pixels = member.tokenization != ON_THE_FLY
+        wants_pixels = member.tokenization != "on_the_fly"
         decoding: Any = DocumentDecoding(source, processor.image_processor if wants_pixels else None, make)
         numbered = rows if isinstance(rows, datasets.IterableDataset) else NumberedRows(rows)
         writer: ShardWriter | None = None

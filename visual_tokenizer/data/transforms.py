@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from PIL import Image
 from torch import Tensor
 
-from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Section
 
 RESIZE_FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -19,34 +21,22 @@ RESIZE_FILTERS = {
     "box": Image.Resampling.BOX,
     "nearest": Image.Resampling.NEAREST,
 }
-CROPS = ("center", "random")
-CLIP_STARTS = ("center", "random")
 
 
 @dataclass(kw_only=True)
-class TransformConfig:
+class TransformConfig(Section):
     """How a picture, or each frame of a clip alike, becomes a square of pixels."""
 
-    resize_filter: str = "lanczos"
-    """Pillow's filter, antialiased: lanczos, bicubic, bilinear, box or nearest."""
-    crop: str = "center"
+    resize_filter: Literal["lanczos", "bicubic", "bilinear", "box", "nearest"] = "lanczos"
+    """Pillow's filter, antialiased."""
+    crop: Literal["center", "random"] = "center"
     """center: the middle square; random: a square at a random place and scale (ADM's `random_crop_arr`)."""
-    min_crop_fraction: float = 0.8
-    """Smallest side of a random crop as a share of the picture's shorter side; in (0, 1]; 1: only moved."""
+    min_crop_fraction: Annotated[float, Interval(gt=0, le=1)] = 0.8
+    """Smallest side of a random crop as a share of the picture's shorter side; 1: only moved."""
     horizontal_flip: bool = False
     """Mirror half of the pictures; wrong for text."""
-    clip_start: str = "random"
+    clip_start: Literal["center", "random"] = "random"
     """Which stretch of a longer video is a clip: random: another each epoch; center: the middle one."""
-
-    def __post_init__(self) -> None:
-        if self.resize_filter not in RESIZE_FILTERS:
-            raise UserError(f"resize_filter must be one of {', '.join(RESIZE_FILTERS)}, got {self.resize_filter!r}")
-        if self.crop not in CROPS:
-            raise UserError(f"crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
-        if self.clip_start not in CLIP_STARTS:
-            raise UserError(f"clip_start must be one of {', '.join(CLIP_STARTS)}, got {self.clip_start!r}")
-        if not 0 < self.min_crop_fraction <= 1:
-            raise UserError(f"min_crop_fraction must be in (0, 1], got {self.min_crop_fraction}")
 
 
 def uniforms(seed: int, epoch: int, index: int) -> tuple[float, float, float, float]:

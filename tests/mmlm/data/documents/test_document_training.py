@@ -21,8 +21,7 @@ from mmlm.generation.interleaved import generate_interleaved, join_pieces
 from mmlm.lm_recipe import LMRecipe
 from mmlm.plan import Machine, plan_run
 from mmlm.processing import MultimodalProcessor
-from mmlm.train import build_trainer, load_processor, train
-from mmlm.trainer_arguments import training_arguments
+from mmlm.train import build_trainer, load_processor, run_arguments, train
 from visual_tokenizer.registry import ConfigError
 
 STORIES = [
@@ -108,7 +107,7 @@ def test_a_packed_mixture_resumes_and_holds_the_same_sequences(
     (run / "checkpoint-6" / "manifest.json").unlink()
     train(recipe)
     assert losses_of(run) == whole
-    rows = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe)).train_dataset
+    rows = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe)).train_dataset
     for row in range(6):
         documents = rows.documents(row)
         item = rows[row]
@@ -133,8 +132,8 @@ def test_wrong_mixtures_are_refused(mixture_fields: dict[str, Any], make_recipe:
     member = mixture_fields["data.mixture"][0]
     source = {"type": "image_folder", "folder": "x"}
     for changes, message in (
-        ({"data__source": source}, "data must be given either source or mixture, got 'source=True, mixture of 3'"),
-        ({"data__mixture": []}, "data must be given either source or mixture, got 'source=False, mixture of 0'"),
+        ({"data__source": source}, "data: either source or mixture must be given, got source=True, mixture of 3"),
+        ({"data__mixture": []}, "data: either source or mixture must be given, got source=False, mixture of 0"),
         ({"data__mixture": [{**member, "weight": 0}]}, "weight must be above 0, got 0"),
         ({"data__mixture": [{**member, "tokenization": "never"}]}, "tokenization must be one of shards, on_the_fly"),
         ({"data__mixture": [{**member, "name": "a/b"}]}, "name must be the name of a folder"),
@@ -154,9 +153,9 @@ def test_documents_longer_than_the_model_are_refused(
     mixture_fields["data.mixture"][2]["documents"] |= {"separator": None, "heldout_fraction": 0.0}
     recipe = make_recipe(mixture_fields)
     with pytest.raises(ValueError, match=r"longest document of 'text' has \d+ tokens, more than the 256 of"):
-        build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+        build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))
     recipe = make_recipe(mixture_fields, data__max_length=200, data__shards_dir=str(tmp_path / "cut"))
-    rows = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe)).train_dataset
+    rows = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe)).train_dataset
     assert max(rows.lengths(range(500))) == 200
 
 
