@@ -21,13 +21,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import draccus
 import yaml
 
 from visual_tokenizer.errors import MissingFileError
 from visual_tokenizer.fields.decoding import ConfigError, decode_config
+from visual_tokenizer.fields.encoding import encode_config
 from visual_tokenizer.fields.ranges import declared_types, rule_of
 from visual_tokenizer.registry import PartConfig
+from visual_tokenizer.runs.files import save_text
 
 Recipe = TypeVar("Recipe")
 
@@ -162,7 +163,8 @@ def _describe(cls: type, prefix: str) -> list[str]:
 
 def recipe_to_dict(recipe: Any) -> dict[str, Any]:
     """Return a recipe in plain JSON types, every default written out."""
-    return draccus.encode(recipe)
+    encoded: dict[str, Any] = encode_config(recipe)
+    return encoded
 
 
 def provenance() -> dict[str, Any]:
@@ -184,13 +186,9 @@ def provenance() -> dict[str, Any]:
 
 
 def save_recipe(recipe: Any, folder: str | os.PathLike[str]) -> Path:
-    """Write `recipe.yaml` (resolved, with provenance as a comment) into `folder`, beside and then renamed."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `recipe.yaml` (resolved, with provenance as a comment) into `folder`, whole or not at all."""
     comment = "".join(f"# {line}\n" for line in yaml.safe_dump(provenance(), sort_keys=False).splitlines())
     body = yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True)
-    target = folder / "recipe.yaml"
-    beside = folder / f".recipe.yaml.{os.getpid()}"
-    beside.write_text(comment + body, encoding="utf-8")
-    beside.replace(target)
+    target = Path(folder) / "recipe.yaml"
+    save_text(comment + body, target)
     return target

@@ -20,11 +20,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-import draccus
-
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.fields.decoding import ConfigError as ConfigError
 from visual_tokenizer.fields.decoding import closest, decode_config
+from visual_tokenizer.fields.encoding import encode_config
 from visual_tokenizer.fields.ranges import Section
 
 PLUGINS_VARIABLE = "VISUAL_TOKENIZER_PLUGINS"
@@ -137,7 +136,8 @@ class PartConfig(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Return `{"type": name, **fields}` in plain JSON types."""
-        return {"type": self.type, **draccus.encode(self)}
+        encoded: dict[str, Any] = encode_config(self)
+        return encoded
 
 
 def _choice_class(cls: type[PartConfig], name: str) -> type:

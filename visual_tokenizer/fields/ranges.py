@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import types
 import typing
@@ -20,6 +21,19 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 
 from visual_tokenizer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Growing(BaseMetadata):
+    """Each item of a list is larger than the one before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Different(BaseMetadata):
+    """No item of a list is there twice."""
+
+
+OF_LISTS = (MinLen, MaxLen, Growing, Different)
 
 
 class Section:
@@ -56,7 +70,7 @@ def rule_of(hint: Any) -> str:
         parts = [_bounds(arguments[1:]), _lengths(arguments[1:]), rule_of(arguments[0])]
         return ", ".join(part for part in parts if part)
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
+        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
     if origin in (list, tuple, dict):
         inner = rule_of(next(a for a in reversed(arguments) if a is not Ellipsis)) if arguments else ""
         return f"each {inner}" if inner else ""
@@ -78,7 +92,7 @@ def _check(hint: Any, value: Any, name: str) -> None:
         if value not in arguments:
             raise UserError(f"{name} must be one of {', '.join(map(str, arguments))}, got {value!r}")
     elif _is_union(origin):
-        _check_union(arguments, value, name)
+        _check_union(hint, value, name)
     elif origin in (list, tuple) and isinstance(value, (list, tuple)):
         inner = [a for a in arguments if a is not Ellipsis]
         for place, item in enumerate(value):
@@ -92,19 +106,22 @@ def _check(hint: Any, value: Any, name: str) -> None:
         raise UserError(f"{name} must be a finite number, got {value}")
 
 
-def _check_union(choices: tuple[Any, ...], value: Any, name: str) -> None:
-    """Pass where one choice takes the value; of several that refuse it the last one's reason is given."""
+def _check_union(union: Any, value: Any, name: str) -> None:
+    """Pass where one choice takes the value; where several refuse it, the rule is that of all."""
+    choices = typing.get_args(union)
     if value is None and type(None) in choices:
         return
-    refusal: UserError | None = None
+    refusals = []
     for choice in choices:
         if choice is not type(None) and _may_be(choice, value):
             try:
                 return _check(choice, value, name)
             except UserError as error:
-                refusal = error
-    if refusal is not None:
-        raise refusal
+                refusals.append(error)
+    if len(refusals) > 1:
+        raise UserError(f"{name} must be {rule_of(union)}, got {value!r}")
+    if refusals:
+        raise refusals[0]
 
 
 def _may_be(hint: Any, value: Any) -> bool:
@@ -146,9 +163,13 @@ def _holds(rule: BaseMetadata, value: Any, name: str) -> bool:
                 return len(value) >= least
             case MaxLen(most):
                 return len(value) <= most
+            case Growing():
+                return all(first < second for first, second in itertools.pairwise(value))
+            case Different():
+                return len(set(value)) == len(value)
     except TypeError as error:
         raise UserError(
-            f"{name} must be {'a list' if isinstance(rule, (MinLen, MaxLen)) else 'a number'}, got {value!r}"
+            f"{name} must be {'a list' if isinstance(rule, OF_LISTS) else 'a number'}, got {value!r}"
         ) from error
     raise TypeError(f"{name}: {rule} is not a rule that is checked here")
 
@@ -161,7 +182,7 @@ def _flat(declared: Iterable[Any]) -> list[BaseMetadata]:
 
 
 def _bounds(declared: tuple[Any, ...]) -> str:
-    low, high, factor = "", "", ""
+    low, high, others = "", "", []
     for rule in _flat(declared):
         match rule:
             case Ge(bound):
@@ -173,14 +194,18 @@ def _bounds(declared: tuple[Any, ...]) -> str:
             case Lt(bound):
                 high = f"{bound})"
             case MultipleOf(bound):
-                factor = f"a multiple of {bound}"
+                others.append(f"a multiple of {bound}")
+            case Growing():
+                others.append("growing")
+            case Different():
+                others.append("all different")
     if low and high:
         words = f"in {low}, {high}"
     elif low:
         words = f"{low[1:]} or more" if low[0] == "[" else f"above {low[1:]}"
     else:
         words = (f"at most {high[:-1]}" if high[-1] == "]" else f"below {high[:-1]}") if high else ""
-    return " and ".join(part for part in (words, factor) if part)
+    return " and ".join(part for part in (words, *others) if part)
 
 
 def _lengths(declared: tuple[Any, ...]) -> str:
