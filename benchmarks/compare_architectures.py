@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quantizers import markdown_table
-from benchmarks.training_runs import Run, build_run, compare, override_pairs, write_text
+from benchmarks.training_runs import Run, build_run, compare, override_pairs
 from visual_tokenizer.registry import closest
+from visual_tokenizer.runs.files import save_text
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tokenizer"
 
@@ -113,8 +114,8 @@ def _runs(options: Any, overrides: dict[str, Any]) -> list[Run]:
 
 
 def _save(options: Any, results: list[dict[str, Any]]) -> None:
-    write_text(options.out / f"{options.kind}.json", json.dumps(results, indent=1) + "\n")
-    write_text(options.out / f"{options.kind}.md", result_table(results) + "\n")
+    save_text(json.dumps(results, indent=1) + "\n", options.out / f"{options.kind}.json")
+    save_text(result_table(results) + "\n", options.out / f"{options.kind}.md")
 
 
 def result_table(results: Sequence[dict[str, Any]]) -> str:

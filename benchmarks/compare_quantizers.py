@@ -25,8 +25,9 @@ from typing import Any
 from benchmarks.comparison_plots import PERCEPTUAL, plot_collapse, plot_rate
 from benchmarks.quantizer_sets import BASELINE, SETS
 from benchmarks.quantizers import markdown_table
-from benchmarks.training_runs import Run, build_run, compare, override_pairs, write_text
+from benchmarks.training_runs import Run, build_run, compare, override_pairs
 from visual_tokenizer.registry import closest
+from visual_tokenizer.runs.files import save_text
 
 BASE = Path(__file__).parents[1] / "recipes" / "tokenizer" / "openmoji_cnn_vq.yaml"
 
@@ -85,8 +86,8 @@ def _runs(options: Any, overrides: dict[str, Any]) -> list[Run]:
 
 def _save(options: Any, results: Sequence[dict[str, Any]]) -> None:
     out: Path = options.out
-    write_text(out / f"{options.set}.json", json.dumps(results, indent=1) + "\n")
-    write_text(out / f"{options.set}.md", result_table(options.set, results) + "\n")
+    save_text(json.dumps(results, indent=1) + "\n", out / f"{options.set}.json")
+    save_text(result_table(options.set, results) + "\n", out / f"{options.set}.md")
     PLOTS[options.set](results, out / f"{options.set}.png")
 
 

@@ -30,8 +30,9 @@ import numpy as np
 from benchmarks.quantizers import markdown_table
 from benchmarks.semantic_plots import plot_methods, standard_error
 from benchmarks.semantic_runs import BASELINES, METHODS, baseline_of, method_runs
-from benchmarks.training_runs import Run, compare, override_pairs, write_text
+from benchmarks.training_runs import Run, compare, override_pairs
 from visual_tokenizer.registry import closest
+from visual_tokenizer.runs.files import save_text
 
 KEEPS_PIXELS = ("tokenflow", "imagefolder")
 """Methods that must keep `PSNR_SHARE` of the baseline's PSNR."""
@@ -107,8 +108,8 @@ def _save(options: Any, results: list[dict[str, Any]]) -> None:
     if not measured:
         return
     judged = [{**result, "checks": checks(result, _baseline(result, measured))} for result in measured]
-    write_text(options.out / "semantic.json", json.dumps(judged, indent=1) + "\n")
-    write_text(options.out / "semantic.md", result_table(measured) + "\n")
+    save_text(json.dumps(judged, indent=1) + "\n", options.out / "semantic.json")
+    save_text(result_table(measured) + "\n", options.out / "semantic.md")
     plot_methods(measured, options.out / "semantic.png")
 
 

@@ -18,6 +18,8 @@ from itertools import chain
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from visual_tokenizer.runs.files import save_text
+
 PACKAGE = "sklearn"
 DESCRIPTIONS = Path("datasets", "descr")
 LEAST_WORDS = 20
@@ -89,8 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--words must be {LEAST_WORDS} or more, got {options.words}")
     out: Path = options.out
     text = english_prose(options.words)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    save_text(text, out)
     print(f"{out}: {len(text.split()):,} words")
     return 0
 

@@ -24,8 +24,9 @@ import yaml
 from benchmarks.quantizers import markdown_table
 from benchmarks.semantic_plots import plot_tradeoff
 from benchmarks.semantic_runs import FIRST_STAGES, HELDOUT_FRACTION, METHODS, SemanticRun, recipe_of
-from benchmarks.training_runs import build_run, compare, override_pairs, write_text
+from benchmarks.training_runs import build_run, compare, override_pairs
 from visual_tokenizer.registry import ConfigError, closest
+from visual_tokenizer.runs.files import save_text
 
 SEMANTIC_LOSSES = frozenset(
     {
@@ -124,8 +125,8 @@ def with_factors(options: Any, results: Sequence[dict[str, Any]]) -> list[dict[s
 def _save(options: Any, results: Sequence[dict[str, Any]]) -> None:
     stem = options.out / options.method / "tradeoff"
     told = with_factors(options, results)
-    write_text(stem.with_suffix(".json"), json.dumps(told, indent=1) + "\n")
-    write_text(stem.with_suffix(".md"), result_table(told) + "\n")
+    save_text(json.dumps(told, indent=1) + "\n", stem.with_suffix(".json"))
+    save_text(result_table(told) + "\n", stem.with_suffix(".md"))
     plot_tradeoff(options.method, told, stem.with_suffix(".png"))
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from visual_tokenizer.evaluation import bits_per_picture, evaluate_reconstructio
 from visual_tokenizer.metrics.codebook_usage import CodebookUsage, CodebookUsageConfig
 from visual_tokenizer.recipe import provenance, read_recipe, recipe_to_dict
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.files import save_text
 from visual_tokenizer.training import TokenizerTrainer
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import TokenizerRecipe
@@ -87,7 +86,7 @@ class Run:
             "recipe": _plain(self.recipe),
             **provenance(),
         }
-        write_text(self.folder / "result.json", json.dumps(result, indent=1) + "\n")
+        save_text(json.dumps(result, indent=1) + "\n", self.folder / "result.json")
         return result
 
     def measured(self, final: Path, accelerator: Accelerator) -> dict[str, Any]:
@@ -250,11 +249,3 @@ def _plain(recipe: TokenizerRecipe) -> dict[str, Any]:
     values = {name: value for name, value in recipe_to_dict(recipe).items() if name not in ("output_dir", "smoke")}
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

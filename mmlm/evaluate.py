@@ -7,9 +7,7 @@ the training split, and the first pictures that were held out of it.
 
 from __future__ import annotations
 
-import json
 import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +19,10 @@ from mmlm.picture_bank import NETWORK, Accuracy
 from mmlm.subject import Subject
 from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.plots import save_picture
 from visual_tokenizer.recipe import provenance
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.files import save_json
 
 DRAWING = "drawing"
 """The measure whose values stand in evaluation.json under names of their own."""
@@ -192,10 +192,6 @@ def _plain(recipe: EvaluationRecipe) -> dict[str, Any]:
 
 def _write(result: Evaluation, found: list[Findings], recipe: EvaluationRecipe) -> None:
     folder = Path(recipe.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".evaluation.{uuid.uuid4().hex}"
     for name, sheet in [item for one in found for item in one.sheets.items()]:
-        sheet.save(beside, format="PNG")
-        beside.replace(folder / f"{name}.png")
-    beside.write_text(json.dumps(asdict(result), indent=2, ensure_ascii=False), encoding="utf-8")
-    beside.replace(folder / "evaluation.json")
+        save_picture(sheet, folder / f"{name}.png")
+    save_json(asdict(result), folder / "evaluation.json")

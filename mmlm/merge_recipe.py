@@ -13,13 +13,13 @@ from mmlm.backbones.base import BackboneConfig
 from mmlm.embeddings import INITIALIZERS
 from mmlm.layouts.base import LayoutConfig
 from mmlm.merge import merge_vocabulary
-from mmlm.merged_model import check_free, write_folder
 from mmlm.processing import MultimodalProcessor
 from mmlm.published import published_backbone
 from visual_tokenizer import VisualTokenizer
 from visual_tokenizer.errors import MissingFileError, UserError
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 from visual_tokenizer.recipe import save_recipe
+from visual_tokenizer.runs.files import require_free, whole_folder
 
 
 def _emu3() -> LayoutConfig:
@@ -60,11 +60,10 @@ def merge_by_recipe(recipe: MergeRecipe) -> Path:
     """Load both models, merge them, and write the folder, complete or not at all.
 
     Raises:
-        MissingFileError: the visual tokenizer is not there, or `output_dir` holds something.
-        MissingFileError: the language model is not there.
-        UserError, UserError: the two cannot be merged.
+        MissingFileError: the visual tokenizer, or the language model, is not there.
+        UserError: `output_dir` holds something, or the two cannot be merged.
     """
-    check_free(recipe.output_dir)  # before the work, not after it
+    require_free(recipe.output_dir)  # before the work, not after it
     if recipe.visual_tokenizer is None:
         model, processor = published_backbone(recipe.language_model).load_multimodal()
         return _write(recipe, model, processor)
@@ -88,9 +87,8 @@ def merge_by_recipe(recipe: MergeRecipe) -> Path:
 
 
 def _write(recipe: MergeRecipe, model: PreTrainedModel, processor: MultimodalProcessor) -> Path:
-    def write(folder: Path) -> None:
+    with whole_folder(recipe.output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         save_recipe(recipe, folder)
-
-    return write_folder(recipe.output_dir, write)
+    return Path(recipe.output_dir)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -57,29 +53,3 @@ def load_merged(
     model.eval()
     nn.Module.to(model, device)
     return model, processor
-
-
-def check_free(folder: str | os.PathLike[str]) -> None:
-    """Raise `MissingFileError` if `folder` exists and is not an empty folder."""
-    path = Path(folder)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise MissingFileError(f"'{folder}' exists and is not empty: choose another folder, or remove it first")
-
-
-def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a new folder beside `folder`, then rename it: it appears complete or not at all.
-
-    Raises:
-        MissingFileError: `folder` exists and is not empty.
-    """
-    target = Path(folder)
-    check_free(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    unfinished.mkdir()
-    try:
-        write(unfinished)
-        os.replace(unfinished, target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return target

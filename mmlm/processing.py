@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from mmlm.placeholders import deal_out, to_batch
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.runs.files import require_folder
+from visual_tokenizer.runs.files import require_folder, save_text, whole_folder
 from visual_tokenizer.token_lengths import own_tokens
 
 CODEC_FOLDER = "visual_tokenizer"
@@ -257,9 +256,7 @@ class MultimodalProcessor(ProcessorMixin):
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Write `processor_config.json`, whole or not at all."""
-        beside = f"{os.fspath(json_file_path)}.tmp"
-        Path(beside).write_text(self.to_json_string(), encoding="utf-8")
-        os.replace(beside, json_file_path)
+        save_text(self.to_json_string(), json_file_path)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
@@ -273,12 +270,9 @@ class MultimodalProcessor(ProcessorMixin):
         folder.mkdir(parents=True, exist_ok=True)
         if self.codec is not None:
             self.attach_codec(self.codec)  # checks the hash
-            with tempfile.TemporaryDirectory(dir=folder, prefix=f".{CODEC_FOLDER}-") as scratch:
-                self.codec.save_pretrained(scratch)
-                self.image_processor.save_pretrained(scratch)
-                (folder / CODEC_FOLDER).mkdir(exist_ok=True)
-                for file in Path(scratch).iterdir():
-                    os.replace(file, folder / CODEC_FOLDER / file.name)
+            with whole_folder(folder / CODEC_FOLDER, existing="fill") as codec_folder:
+                self.codec.save_pretrained(codec_folder)
+                self.image_processor.save_pretrained(codec_folder)
         files = super().save_pretrained(str(folder))
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)

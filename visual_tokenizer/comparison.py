@@ -7,8 +7,6 @@ shown where all reports measured it.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,10 @@ from visual_tokenizer.data.transforms import pixels_to_bytes
 from visual_tokenizer.errors import MissingFileError, UserError
 from visual_tokenizer.evaluation import reconstruct
 from visual_tokenizer.modeling import VisualTokenizer
-from visual_tokenizer.plots import GAP, save_picture
+from visual_tokenizer.plots import GAP, save_figure, save_picture
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError, decode_config
+from visual_tokenizer.runs.files import save_text
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
@@ -199,10 +198,7 @@ def plot_rate_distortion(rows: Mapping[str, Mapping[str, float]], path: Path) ->
         axis.set_xlabel("bits a pixel")
         axis.set_ylabel("PSNR (dB)" if measure == "psnr_db" else measure)
         axis.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    figure.savefig(beside, format="png", dpi=100)
-    os.replace(beside, path)
+    save_figure(figure, path)
 
 
 @torch.no_grad()
@@ -242,11 +238,3 @@ def _model_folder(path: Path, report: Mapping[str, Any]) -> Path | None:
         if (folder / "config.json").is_file():
             return folder
     return None
-
-
-def save_text(text: str, path: Path) -> None:
-    """Write a file beside and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

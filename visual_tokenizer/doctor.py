@@ -22,6 +22,7 @@ from visual_tokenizer.evaluate import with_data_of_model
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import plot_diagnosis
 from visual_tokenizer.recipe import parse_arguments
+from visual_tokenizer.runs.files import save_text
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
@@ -88,7 +89,6 @@ def examine(recipe: DoctorRecipe) -> list[CodebookReport]:
     batches = tqdm(pictures.batches(recipe.batch_size), desc="examining", unit="batch")
     reports: list[CodebookReport] = diagnose(tokenizer, batches, device)
     folder = Path(recipe.out or recipe.model)
-    folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, Any] = {
         "model": recipe.model,
         "split": recipe.split,
@@ -98,7 +98,7 @@ def examine(recipe: DoctorRecipe) -> list[CodebookReport]:
             for report in reports
         ],
     }
-    (folder / "diagnosis.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    save_text(json.dumps(written, indent=1) + "\n", folder / "diagnosis.json")
     plot_diagnosis({report.name: (report.counts, report.ages) for report in reports}, folder / "diagnosis.png")
     return reports
 

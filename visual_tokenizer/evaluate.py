@@ -13,13 +13,14 @@ import yaml
 
 from visual_tokenizer.backbones.base import frames_as_pictures
 from visual_tokenizer.code_gallery import gallery_page
-from visual_tokenizer.comparison import ComparisonRecipe, compare, save_text
+from visual_tokenizer.comparison import ComparisonRecipe, compare
 from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
 from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.evaluation import measure_reconstruction, metric_configs, reconstruct, token_bits
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import reconstruction_grid, save_picture
 from visual_tokenizer.recipe import parse_arguments, provenance
+from visual_tokenizer.runs.files import save_text
 from visual_tokenizer.runs.processes import build_accelerator, on_first_process
 from visual_tokenizer.semantic_evaluation import MeasuredPictures, measure_semantics, semantic_table
 from visual_tokenizer.semantic_recipe import SemanticSection, with_semantic

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ from visual_tokenizer.data.transforms import RESIZE_FILTERS
 from visual_tokenizer.model_card import model_card
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 from visual_tokenizer.recipe import save_recipe
-from visual_tokenizer.runs.files import sync_folder
+from visual_tokenizer.runs.files import whole_folder
 from visual_tokenizer.runs.processes import on_first_process
 
 if TYPE_CHECKING:
@@ -29,8 +27,7 @@ def export_tokenizer(trainer: TokenizerTrainer) -> Path:
 
 def _write(trainer: TokenizerTrainer, target: Path) -> Path:
     recipe = trainer.recipe
-    beside = target.with_name(f".final.{uuid.uuid4().hex}")
-    try:
+    with whole_folder(target, existing="replace") as beside:
         trainer.exported.save_pretrained(beside)
         side = {"height": recipe.image_size, "width": recipe.image_size}
         resample = RESIZE_FILTERS[recipe.data.transform.resize_filter]
@@ -47,19 +44,6 @@ def _write(trainer: TokenizerTrainer, target: Path) -> Path:
             steps=trainer.step,
         )
         card.save(beside / "README.md")
-        for path in beside.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        if target.exists():
-            old = target.with_name(f".final.{uuid.uuid4().hex}")
-            os.rename(target, old)
-            os.rename(beside, target)
-            shutil.rmtree(old)
-        else:
-            os.rename(beside, target)
-        sync_folder(trainer.folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return target
 
 

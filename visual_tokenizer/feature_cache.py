@@ -12,8 +12,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import uuid
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.files import whole_file
 
 FORMAT = 1
 VARIANTS = 2
@@ -110,17 +109,12 @@ class FeatureCache:
         """Make a file of `content`, or of so many zeros, unless there is one; it appears whole or not at all."""
         if (self.folder / name).exists():
             return
-        beside = self.folder / f".{name}.{uuid.uuid4().hex}"
-        try:
-            with beside.open("wb") as file:
+        with contextlib.suppress(FileExistsError):  # another process was first
+            with whole_file(self.folder / name, overwrite=False) as unfinished, unfinished.open("wb") as file:
                 if isinstance(content, bytes):
                     file.write(content)
                 else:
                     file.truncate(content)
-            with contextlib.suppress(FileExistsError):  # another process was first
-                os.link(beside, self.folder / name)
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 class _Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +15,7 @@ from visual_tokenizer.backbones.base import Backbone, check_layers, load_backbon
 from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
 from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.recipe import parse_arguments
+from visual_tokenizer.runs.files import whole_file
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
@@ -104,8 +104,8 @@ def write_features(recipe: FeaturesRecipe) -> Tensor:
         found.extend(places[torch.randperm(places.shape[0], generator=generator)] for places in maps)
     each = math.ceil(recipe.max_features / len(found))
     features = torch.cat([places[:each] for places in found])[: recipe.max_features].contiguous()
-    Path(recipe.output).parent.mkdir(parents=True, exist_ok=True)
-    save_file({"features": features}, recipe.output, metadata={"backbone": recipe.backbone, "level": str(level)})
+    with whole_file(recipe.output) as unfinished:
+        save_file({"features": features}, unfinished, metadata={"backbone": recipe.backbone, "level": str(level)})
     return features
 
 

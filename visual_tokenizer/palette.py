@@ -15,6 +15,7 @@ from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 from visual_tokenizer.recipe import parse_arguments, save_recipe
+from visual_tokenizer.runs.files import whole_folder
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
@@ -109,11 +110,13 @@ def main(arguments: Sequence[str]) -> int:
     """Make a palette by the command line's arguments; return 0, or 2 where the user has to put something right."""
     words = list(arguments)
     recipe = parse_arguments(PaletteRecipe, words, program=PROGRAM, about=ABOUT)
-    build_palette(recipe).save_pretrained(recipe.output)
+    palette = build_palette(recipe)
     side = {"height": recipe.image_size, "width": recipe.image_size}
     resample = RESIZE_FILTERS[recipe.data.transform.resize_filter]
-    VisualTokenizerImageProcessor(size=side, resample=resample).save_pretrained(recipe.output)
-    save_recipe(recipe, recipe.output)  # its data section is what `visual_tokenizer.evaluate` measures on
+    with whole_folder(recipe.output, existing="fill") as folder:
+        palette.save_pretrained(folder)
+        VisualTokenizerImageProcessor(size=side, resample=resample).save_pretrained(folder)
+        save_recipe(recipe, folder)  # its data section is what `visual_tokenizer.evaluate` measures on
     print(f"saved {recipe.output}: {recipe.colours} colours")
     return 0
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from visual_tokenizer.data.transforms import pixels_to_bytes
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.runs.files import whole_file
 
 GAP = 2
 """Pixels between the pictures of a grid."""
@@ -60,11 +59,15 @@ def reconstruction_grid(pixels: Tensor, reconstruction: Tensor, columns: int = 8
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG beside and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    picture.save(beside, format="PNG")
-    os.replace(beside, path)
+    """Write a PNG, whole or not at all."""
+    with whole_file(path) as unfinished:
+        picture.save(unfinished, format="PNG")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=100)
 
 
 def plot_losses(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -128,7 +131,7 @@ def plot_diagnosis(codebooks: Mapping[str, tuple[Tensor, Tensor]], path: Path) -
     for axis in (upper, lower):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _names(entries: Iterable[Mapping[str, Any]], is_wanted: Any) -> list[str]:
@@ -156,11 +159,4 @@ def _plot(
         if names:
             axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    figure.savefig(beside, format="png", dpi=100)
-    os.replace(beside, path)
+    save_figure(figure, path)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import BeitForMaskedImageModeling
 
-from visual_tokenizer.comparison import save_text
 from visual_tokenizer.errors import program
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import save_picture
@@ -29,7 +28,7 @@ from visual_tokenizer.pretraining.masked_pictures import grid_of_rows, predictio
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.pretraining.targets import TokenTargets
 from visual_tokenizer.recipe import parse_arguments, provenance, read_recipe
-from visual_tokenizer.runs.files import require_folder
+from visual_tokenizer.runs.files import require_folder, save_text
 
 PROGRAM = "python -m visual_tokenizer.probe"
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mmlm.commands.registration import RECIPE_WORDS, ModelOption, be_quiet, command, recipe_words
+from visual_tokenizer.runs.files import require_free, whole_folder
 
 
 @command("merge", context_settings=RECIPE_WORDS)
@@ -80,18 +80,16 @@ def strip(
 
       mmlm strip --model run/lm/final --out run/lm/text-only
     """
-    from mmlm.merged_model import check_free, load_merged, write_folder
+    from mmlm.merged_model import load_merged
     from mmlm.strip import strip_vocabulary
 
     be_quiet()
-    check_free(out)
+    require_free(out)
     language_model, tokenizer = strip_vocabulary(*load_merged(model, device="cpu"))
-
-    def write(folder: Path) -> None:
+    with whole_folder(out) as folder:
         language_model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-    print(write_folder(out, write))
+    print(out)
 
 
 @command("tokenize", context_settings={**RECIPE_WORDS, "help_option_names": []})

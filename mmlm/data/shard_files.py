@@ -1,4 +1,4 @@
-"""One shard file and its manifest: each is written beside and renamed, so a kill leaves a whole file or none.
+"""One shard file and its manifest: each is there as a whole or not at all.
 
 The manifest `pictures-UUUUU.json`, which holds the SHA-256 of `pictures-UUUUU.arrow`, is written after it. A shard
 counts as done if both are there and agree.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,10 +18,8 @@ import pyarrow as pa
 from torch import Tensor
 
 from mmlm.data.shards import ShardHeader
-from visual_tokenizer.runs.files import sync_folder
+from visual_tokenizer.runs.files import file_sha256, save_json, whole_file
 from visual_tokenizer.token_lengths import own_tokens
-
-READ_BYTES = 1 << 22
 
 
 @dataclass
@@ -48,31 +45,6 @@ def shard_name(unit: int) -> str:
     return f"pictures-{unit:05d}"
 
 
-def beside(path: Path) -> Path:
-    """Return a new name for a file that shall become `path`; it begins with a dot."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file of JSON, whole or not at all, and flush it to the disk."""
-    scratch = beside(path)
-    with open(scratch, "wb") as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
-    sync_folder(path.parent)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(READ_BYTES):
-            digest.update(part)
-    return digest.hexdigest()
-
-
 def read_manifest(folder: Path, unit: int) -> ShardManifest | None:
     """Return the manifest of a unit; None if it is not there or is damaged."""
     try:
@@ -88,7 +60,7 @@ def is_whole(folder: Path, unit: int) -> bool:
     if manifest is None:
         return False
     path = folder / manifest.file
-    return path.is_file() and path.stat().st_size == manifest.size and sha256_of(path) == manifest.sha256
+    return path.is_file() and path.stat().st_size == manifest.size and file_sha256(path) == manifest.sha256
 
 
 class _HashedFile:
@@ -116,9 +88,9 @@ class ShardWriter:
     def __init__(self, folder: Path, header: ShardHeader, unit: int) -> None:
         self.path = folder / f"{shard_name(unit)}.arrow"
         self.features = header.features()
-        self.scratch = beside(self.path)
-        self._file = open(self.scratch, "wb")
-        self._hashed = _HashedFile(self._file)
+        self._open = ExitStack()
+        unfinished = self._open.enter_context(whole_file(self.path))
+        self._hashed = _HashedFile(self._open.enter_context(open(unfinished, "wb")))
         self._stream = pa.ipc.new_stream(self._hashed, self.features.arrow_schema)
         self.count = 0
         self.skipped: dict[str, str] = {}
@@ -155,12 +127,9 @@ class ShardWriter:
     def close(self) -> ShardManifest:
         """Flush the file to the disk, give it its name, and write its manifest."""
         self._stream.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self.scratch, self.path)
+        self._open.close()
         manifest = ShardManifest(
             self.path.name, self._hashed.digest.hexdigest(), self._hashed.size, self.count, self.skipped, self.changed
         )
-        write_json(self.path.with_suffix(".json"), asdict(manifest))
+        save_json(asdict(manifest), self.path.with_suffix(".json"))
         return manifest

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ from typing import Any
 
 import datasets
 
-from mmlm.data.shard_files import ShardManifest, ShardWriter, read_manifest, write_json
+from mmlm.data.shard_files import ShardManifest, ShardWriter, read_manifest
 from mmlm.data.shards import (
     FILES_NAME,
     HEADER_NAME,
@@ -28,7 +27,7 @@ from mmlm.data.shards import (
     header_provenance,
 )
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.runs.files import sync_folder
+from visual_tokenizer.runs.files import move_folder, save_json
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +108,7 @@ def open_unfinished(unfinished: Path, plan: ShardPlan) -> ShardPlan:
         logger.warning("%s is of another tokenizer or other pictures: it is begun anew", unfinished)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    write_json(unfinished / PLAN_NAME, asdict(plan))
+    save_json(asdict(plan), unfinished / PLAN_NAME)
     return plan
 
 
@@ -146,16 +145,15 @@ def finish_shards(unfinished: Path, folder: Path, header: ShardHeader, units: in
         "_output_all_columns": False,
         "_split": None,
     }
-    write_json(unfinished / "state.json", state)
-    write_json(
-        unfinished / FILES_NAME, [asdict(manifest) | {"skipped": len(manifest.skipped)} for manifest in manifests]
+    save_json(state, unfinished / "state.json")
+    save_json(
+        [asdict(manifest) | {"skipped": len(manifest.skipped)} for manifest in manifests], unfinished / FILES_NAME
     )
-    write_json(unfinished / HEADER_NAME, asdict(header))
+    save_json(asdict(header), unfinished / HEADER_NAME)
     try:
-        os.rename(unfinished, folder)
+        move_folder(unfinished, folder)
     except OSError as error:
         raise ShardError(f"{folder} cannot be made from {unfinished}: {error}") from error
-    sync_folder(folder.parent)
 
 
 def count_reasons(reasons: Iterable[str]) -> dict[str, int]:

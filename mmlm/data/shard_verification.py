@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from accelerate.utils import gather_object
 from mmlm.data.shard_files import is_whole
 from mmlm.data.shard_plan import ShardPlan, read_plan
 from mmlm.data.shards import ShardError, ShardHeader, check_header, check_sizes, read_header
+from visual_tokenizer.runs.files import move_folder
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def reopen_if_damaged(folder: Path, expected: ShardHeader) -> bool:
     if state.is_main_process:
         logger.warning("%s: shards %s are damaged and are made again", folder, damaged)
         shutil.rmtree(unfinished_folder(folder), ignore_errors=True)
-        os.rename(folder, unfinished_folder(folder))
+        move_folder(folder, unfinished_folder(folder))
     wait_for(lambda: not folder.exists())
     state.wait_for_everyone()
     return True

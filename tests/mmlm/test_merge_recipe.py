@@ -9,9 +9,9 @@ from PIL import Image
 
 from mmlm.backbones.base import BackboneConfig
 from mmlm.merge_recipe import MergeRecipe, merge_by_recipe
-from mmlm.merged_model import load_merged, write_folder
+from mmlm.merged_model import load_merged
 from visual_tokenizer.data.sources.base import DataSourceError
-from visual_tokenizer.errors import MissingFileError
+from visual_tokenizer.errors import MissingFileError, UserError
 from visual_tokenizer.recipe import read_recipe, recipe_to_dict
 from visual_tokenizer.registry import ConfigError
 
@@ -129,7 +129,7 @@ def test_merge_by_recipe_keeps_the_tokenizers_preprocessing(tmp_path, codec, cap
     assert processor.image_processor.resample == Image.Resampling.BOX
     assert model.get_input_embeddings().weight.shape[0] % 128 == 0
     assert (tmp_path / "out/recipe.yaml").is_file()
-    with pytest.raises(MissingFileError, match="exists and is not empty"):
+    with pytest.raises(UserError, match="exists and is not empty"):
         merge_by_recipe(recipe)
 
 
@@ -149,13 +149,3 @@ def test_a_visual_tokenizer_that_is_not_there(tmp_path, codec, captioned):
 def test_wrong_fields(tmp_path, codec, captioned, fields, message):
     with pytest.raises(ConfigError, match=message):
         recipe_for(tmp_path, codec, captioned, **fields)
-
-
-def test_a_folder_appears_complete_or_not_at_all(tmp_path):
-    def fail(folder: Path) -> None:
-        (folder / "half").write_text("x")
-        raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        write_folder(tmp_path / "out", fail)
-    assert list(tmp_path.iterdir()) == []

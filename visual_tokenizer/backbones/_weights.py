@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from visual_tokenizer.backbones.base import MissingWeightsError
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.runs.files import file_sha256
 
 
 def find_weights(weights: str | Path | None, file_names: Sequence[str], what: str) -> Path:
@@ -90,8 +90,4 @@ def load_weights(network: nn.Module, path: Path, what: str, prefix: str = "") ->
 
 def file_digest(path: Path) -> str:
     """Return the first 16 hexadecimal digits of the file's SHA-256."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()[:16]
+    return file_sha256(path)[:16]

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from visual_tokenizer.convert.sources.base import Source
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
+from visual_tokenizer.runs.files import whole_folder
 
 _TEMPLATE = """---
 {header}
@@ -45,12 +46,12 @@ out, values scaled to [-1, 1].
 
 def write_tokenizer(tokenizer: VisualTokenizer, source: Source, folder: Path) -> None:
     """Write what `VisualTokenizer.from_pretrained` loads, the published preprocessing, and a model card."""
-    tokenizer.save_pretrained(folder)
     size = tokenizer.config.image_size
-    VisualTokenizerImageProcessor(size={"height": size, "width": size}, resample=source.resample).save_pretrained(
-        folder
-    )
-    conversion_card(tokenizer, source).save(folder / "README.md")
+    processor = VisualTokenizerImageProcessor(size={"height": size, "width": size}, resample=source.resample)
+    with whole_folder(folder, existing="fill") as unfinished:
+        tokenizer.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+        conversion_card(tokenizer, source).save(unfinished / "README.md")
 
 
 def conversion_card(tokenizer: VisualTokenizer, source: Source) -> ModelCard:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ from visual_tokenizer.data.transforms import RESIZE_FILTERS
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.recipe import save_recipe
-from visual_tokenizer.runs.files import sync_folder
+from visual_tokenizer.runs.files import whole_folder
 
 FINAL_NAME = "final"
 TOKENIZER_NAME = "visual_tokenizer"
@@ -71,16 +68,15 @@ def save_final(trainer: Trainer, tokenizer: VisualTokenizer, recipe: Pretraining
     target = Path(recipe.output_dir) / FINAL_NAME
     weights: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.args.should_save:
-        beside = target.with_name(f".{FINAL_NAME}.{uuid.uuid4().hex}")
         model = BeitForMaskedImageModeling(trainer.accelerator.unwrap_model(trainer.model).config)
         kept = {name.removeprefix("_orig_mod."): weight for name, weight in weights.items()}
         model.load_state_dict({name: weight for name, weight in kept.items() if not name.startswith("aggregation.")})
-        model.save_pretrained(beside)
-        image_processor(recipe).save_pretrained(beside)
-        tokenizer.save_pretrained(beside / TOKENIZER_NAME)
-        save_recipe(recipe, beside)
-        (beside / "README.md").write_text(_card(model, recipe), encoding="utf-8")
-        _put_in_place(beside, target)
+        with whole_folder(target, existing="replace") as beside:
+            model.save_pretrained(beside)
+            image_processor(recipe).save_pretrained(beside)
+            tokenizer.save_pretrained(beside / TOKENIZER_NAME)
+            save_recipe(recipe, beside)
+            (beside / "README.md").write_text(_card(model, recipe), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return target
 
@@ -95,12 +91,3 @@ def _card(model: BeitForMaskedImageModeling, recipe: PretrainingRecipe) -> str:
         steps=recipe.training.max_steps,
         batch=recipe.data.batch_size,
     )
-
-
-def _put_in_place(beside: Path, target: Path) -> None:
-    aside = target.with_name(f".{FINAL_NAME}.{uuid.uuid4().hex}")
-    if target.exists():
-        os.rename(target, aside)
-    os.rename(beside, target)
-    sync_folder(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -55,7 +55,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     target = folder / checkpoint_name(checkpoint.step)
     try:
         # One that is there is replaced: a run that fell back to an older checkpoint comes by here again.
-        with files.whole_folder(target) as unfinished:
+        with files.whole_folder(target, existing="replace") as unfinished:
             _write_files(unfinished, checkpoint)
     except (OSError, SafetensorError) as error:
         earlier = ", ".join(path.name for path in list_checkpoints(folder)) or "there is none"

@@ -16,9 +16,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from visual_tokenizer.errors import MissingFileError
+from visual_tokenizer.errors import MissingFileError, UserError
 
 BLOCK_BYTES = 1 << 20
 """Read at a time; hashing so much releases the interpreter's lock."""
@@ -57,17 +57,23 @@ def whole_file(path: str | os.PathLike[str], *, overwrite: bool = True) -> Itera
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
+def whole_folder(
+    path: str | os.PathLike[str], existing: Literal["refuse", "replace", "fill"] = "refuse"
+) -> Iterator[Path]:
     """Yield a new folder beside `path` for the block to fill; at its end that becomes `path`.
 
     Args:
         path: the folder that it stands in is made, if missing.
-        overwrite: whether a `path` that is there, and not empty, is replaced.
+        existing: what becomes of a folder that is there and not empty. `replace` takes all of it away; `fill` gives it
+            the new files, each of them whole, and leaves the others.
 
     Raises:
-        OSError: `path` is there and may not be overwritten.
+        UserError: `path` is there and is not to be replaced.
+        OSError: the same, where it came into being meanwhile.
     """
     target = Path(path)
+    if existing == "refuse":
+        require_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = beside(target)
     unfinished.mkdir()
@@ -77,9 +83,9 @@ def whole_folder(path: str | os.PathLike[str], *, overwrite: bool = True) -> Ite
         try:
             os.rename(unfinished, target)
         except OSError:
-            if not overwrite or not target.exists():
+            if existing == "refuse" or not target.exists():
                 raise
-            _exchange(unfinished, target)
+            (_exchange if existing == "replace" else _move_files)(unfinished, target)
         _sync(target.parent)
     finally:
         _remove(unfinished)
@@ -94,6 +100,16 @@ def save_text(text: str, path: str | os.PathLike[str]) -> None:
 def save_json(content: Any, path: str | os.PathLike[str]) -> None:
     """Write a file of JSON, whole or not at all."""
     save_text(json.dumps(content, indent=2, ensure_ascii=False), path)
+
+
+def move_folder(folder: Path, target: Path) -> None:
+    """Give a folder another name on the same disk.
+
+    Raises:
+        OSError: `target` is there and not empty.
+    """
+    os.rename(folder, target)
+    _sync(target.parent)
 
 
 def discard(folder: Path) -> None:
@@ -149,10 +165,10 @@ def require_folder(name: object, what: str) -> None:
 
 
 def require_free(folder: str | os.PathLike[str]) -> None:
-    """Raise `MissingFileError` if `folder` exists and is not an empty folder."""
+    """Raise `UserError` if `folder` exists and is not an empty folder."""
     path = Path(folder)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise MissingFileError(f"'{folder}' exists and is not empty: choose another folder, or remove it first")
+        raise UserError(f"'{folder}' exists and is not empty: choose another folder, or remove it first")
 
 
 def sync_folder(folder: Path) -> None:
@@ -173,6 +189,14 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
+        _sync(place.parent)
 
 
 def _exchange(one: Path, other: Path) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.runs.files import beside, save_text, whole_file
+from visual_tokenizer.runs.files import beside, remove_unfinished, save_text, whole_file
 
 REFRESH_SECONDS = 30
 STALE_SECONDS = 300
+WRITTEN_BY_HOLDER = r"final|log\.jsonl|recipe\.yaml"
+"""Names in a run's folder that only the run writes; what a killed run left of them goes with its lock."""
 
 
 class RunLock:
@@ -40,6 +42,7 @@ class RunLock:
         )
         while not self._create():
             self._remove_if_stale()
+        remove_unfinished(folder, WRITTEN_BY_HOLDER)
         self._released = threading.Event()
         threading.Thread(target=self._renew, daemon=True).start()
 

