@@ -20,7 +20,6 @@ from mmlm.commands.registration import (
     command,
     refuse,
 )
-from visual_tokenizer.runs.files import whole_file, whole_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -190,6 +189,7 @@ def answer(
     pieces = _placed(prompt, pictures)
     from mmlm.generation.interleaved import generate_interleaved, join_pieces
     from mmlm.merged_model import load_merged
+    from visual_tokenizer.runs.files import whole_folder
 
     be_quiet()
     found = join_pieces(
@@ -269,6 +269,8 @@ def _picture_file(name: str) -> Path:
 
 def _save(image: Image.Image, target: Path) -> None:
     from PIL import Image
+
+    from visual_tokenizer.runs.files import whole_file
 
     with whole_file(target) as unfinished:
         image.save(unfinished, format=Image.registered_extensions()[target.suffix.lower()])

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mmlm.commands.registration import RECIPE_WORDS, ModelOption, be_quiet, command, recipe_words
-from visual_tokenizer.runs.files import require_free, whole_folder
 
 
 @command("merge", context_settings=RECIPE_WORDS)
@@ -82,6 +81,7 @@ def strip(
     """
     from mmlm.merged_model import load_merged
     from mmlm.strip import strip_vocabulary
+    from visual_tokenizer.runs.files import require_free, whole_folder
 
     be_quiet()
     require_free(out)

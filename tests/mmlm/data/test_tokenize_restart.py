@@ -138,7 +138,7 @@ def test_a_kill_between_header_and_name_is_made_good(
     processor: MultimodalProcessor, pictures: Path, unkilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(shard_plan.os, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(shard_plan, "move_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             tokenize_pictures(processor, source_of(pictures), "train", tmp_path / "train", batch_size=4)
     assert (tmp_path / ".train.unfinished" / "header.json").is_file()
