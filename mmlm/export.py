@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from transformers import Trainer
 
-from mmlm.callbacks import last_losses
-from mmlm.lm_recipe import PARAMETER_DTYPES, LMRecipe
+from mmlm.lm_recipe import LMRecipe
 from mmlm.lora import merge_lora
 from mmlm.processing import MultimodalProcessor
+from mmlm.samples import last_losses
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.recipe import provenance, save_recipe
+from visual_tokenizer.runs.files import whole_folder
 
 FINAL_NAME = "final"
 ADAPTER_NAME = "adapter"
@@ -39,26 +37,18 @@ def save_final(trainer: Trainer, processor: MultimodalProcessor, recipe: LMRecip
     target = Path(recipe.output_dir) / FINAL_NAME
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.args.should_save:
-        beside = target.with_name(f".{FINAL_NAME}.{uuid.uuid4().hex}")
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if isinstance(model, PeftModel):
-            model.save_pretrained(str(beside / ADAPTER_NAME), state_dict=state_dict)
-            assert recipe.training.parameter_dtype in PARAMETER_DTYPES
-            dtype = getattr(torch, recipe.training.parameter_dtype)
-            merge_lora(recipe.model, beside / ADAPTER_NAME, dtype, recipe.lora).save_pretrained(beside)
-        else:
-            model.save_pretrained(beside, state_dict=state_dict)
-        processor.sampling = recipe.sampling.defaults()
-        processor.save_pretrained(beside)
-        save_recipe(recipe, beside)
-        (beside / "README.md").write_text(model_card(processor, recipe, facts), encoding="utf-8")
-        if target.exists():
-            aside = target.with_name(f".{FINAL_NAME}.{uuid.uuid4().hex}")
-            os.rename(target, aside)
-            os.rename(beside, target)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            os.rename(beside, target)
+        with whole_folder(target, existing="replace") as folder:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            if isinstance(model, PeftModel):
+                model.save_pretrained(str(folder / ADAPTER_NAME), state_dict=state_dict)
+                dtype = getattr(torch, recipe.training.parameter_dtype)
+                merge_lora(recipe.model, folder / ADAPTER_NAME, dtype, recipe.lora).save_pretrained(folder)
+            else:
+                model.save_pretrained(folder, state_dict=state_dict)
+            processor.sampling = recipe.sampling.defaults()
+            processor.save_pretrained(folder)
+            save_recipe(recipe, folder)
+            (folder / "README.md").write_text(model_card(processor, recipe, facts), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return target
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
 
 from mmlm.mixture_recipe import MixtureMember, member_names
+from mmlm.sampling import Sampling
 from mmlm.stage_recipe import FreezeStage, ResolutionStage, check_freeze_stages, check_resolution_stages
 from visual_tokenizer.data.sources.base import SourceConfig, Split
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.fields.ranges import Section
-
-RESUME_AUTO, RESUME_NEVER = "auto", "never"
+from visual_tokenizer.runs.section import RunSection
 
 
 @dataclass(kw_only=True)
@@ -124,7 +124,7 @@ class OptimizerSection(Section):
 
 
 @dataclass(kw_only=True)
-class TrainingSection(Section):
+class TrainingSection(RunSection):
     """Length, precision, what is written when, and resuming."""
 
     max_steps: Annotated[int, Ge(1)] | None = None
@@ -134,35 +134,16 @@ class TrainingSection(Section):
     batch_size: Annotated[int, Ge(1)] = 64
     """Sequences, or packed rows, of one optimizer step over all processes; a multiple of processes ·
     gradient_accumulation_steps."""
-    gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
-    """Parts into which each process cuts its share of a batch."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Overrides the launcher's."""
     parameter_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights in memory; float32 unless the weights are frozen (lora)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
     peak_tflops: Annotated[float, Gt(0)] | None = None
     """Peak of one device in 10^12 operations a second, for mfu in the log (H100, bf16, dense: 989); null: no mfu."""
-    seed: Annotated[int, Ge(0)] = 0
-    """Of order, direction and caption dropout of the samples, of new LoRA weights and of dropout."""
     log_every_steps: Annotated[int, Ge(1)] = 10
     """Steps between two lines of log.jsonl."""
-    sample_every_steps: Annotated[int, Ge(0)] = 0
-    """Steps between two grids of pictures in samples/; 0: none."""
     evaluate_every_steps: Annotated[int, Ge(0)] = 0
     """Steps between two evaluations of the held-out split; 0: none."""
     checkpoint_every_steps: Annotated[int, Ge(1)] = 500
     """Steps between two checkpoints."""
-    keep_checkpoints: Annotated[int, Ge(1)] = 2
-    """Complete checkpoints that are kept, the newest ones."""
-    report_to: list[str] = field(default_factory=list)
-    """Trackers of transformers: tensorboard, wandb, trackio, …; log.jsonl is always written."""
-    resume: str = RESUME_AUTO
-    """auto: from the newest complete checkpoint in output_dir; never: refuse if there is one; or a
-    checkpoint."""
     freeze: list[FreezeStage] = field(default_factory=list)
     """Stages at the beginning in which only a part of the weights moves, without weight decay; then all do. Memory and
     time are those of training everything."""
@@ -178,25 +159,17 @@ class TrainingSection(Section):
 
 
 @dataclass(kw_only=True)
-class SamplingSection(Section):
+class SamplingSection(Sampling):
     """The pictures drawn while training; all but prompts and seed is saved with the model as its default."""
 
     prompts: Annotated[list[str], Len(1)] = field(default_factory=lambda: ["red apple", "cat face", "sun", "house"])
     """One picture each."""
-    guidance_scale: Annotated[float, Ge(0)] = 3.0
-    """Classifier-free guidance; 1: none."""
-    temperature: Annotated[float, Gt(0)] = 1.0
-    """Above 1 evens the probabilities out, below 1 sharpens them."""
-    top_k: Annotated[int, Ge(0)] = 0
-    """Only the k likeliest tokens are drawn from; 0: all."""
-    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    """Only the likeliest tokens that together have this probability are drawn from."""
     seed: Annotated[int, Ge(0)] = 0
     """The same draw every time, so that the grids show what training changed."""
 
     def defaults(self) -> dict[str, Any]:
         """Return what is saved with the model."""
-        return {name: getattr(self, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
+        return {name.name: getattr(self, name.name) for name in fields(Sampling)}
 
 
 @dataclass(kw_only=True)

@@ -27,9 +27,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -39,35 +40,28 @@ from mmlm.lm_recipe import LMRecipe
 from mmlm.lora import add_lora
 from mmlm.model_flops import ModelFlops
 from mmlm.train import load_processor, longest_sequence
-from mmlm.trainer_arguments import per_device_batch_size, total_sequences, total_steps
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Section
+from visual_tokenizer.hf_training.arguments import total_sequences, total_steps
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.saved_models import CONFIG, loading
 
 STRATEGIES = ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass
-class Machine:
+class Machine(Section):
     """What a run has."""
 
-    devices: int = 8
+    devices: Annotated[int, Ge(1)] = 8
     """Processes, each with one device."""
-    memory_gb: float = 80.0
+    memory_gb: Annotated[float, Gt(0)] = 80.0
     """Of a device, in 10^9 bytes."""
-    mfu: float = 0.45
-    """Share of the peak that the model's operations reach; in (0, 1]."""
-    peak_tflops: float = 989.0
+    mfu: Annotated[float, Interval(gt=0, le=1)] = 0.45
+    """Share of the peak that the model's operations reach."""
+    peak_tflops: Annotated[float, Gt(0)] = 989.0
     """Of a device, in 10^12 operations a second; 989: H100, bf16, dense."""
-
-    def __post_init__(self) -> None:
-        if self.devices < 1:
-            raise ConfigError(f"devices must be 1 or more, got {self.devices}")
-        if not 0 < self.mfu <= 1:
-            raise ConfigError(f"mfu must be in (0, 1], got {self.mfu}")
-        for name in ("memory_gb", "peak_tflops"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 @dataclass
@@ -134,15 +128,13 @@ def build_on_meta(recipe: LMRecipe) -> Any:
     """Return the recipe's model without storage, with adapters if the recipe says so.
 
     Raises:
-        ConfigError: `model` has no config.
+        UserError: `model` has no config of a language model.
     """
-    try:
-        config = AutoConfig.from_pretrained(recipe.model)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model: no config.json of a language model at '{recipe.model}': {error}") from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    with loading(recipe.model, "language model", [CONFIG]), torch.device("meta"):
+        config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         model.tie_weights()
+    with torch.device("meta"):
         if recipe.lora.rank:
             with torch.device("cpu"):
                 layout = load_processor(recipe.model).layout
@@ -247,7 +239,7 @@ def plan_run(
     if row is None:
         raise ConfigError("sequence_length must be given: neither data.max_length nor the model's config bounds it")
     document = min(sequence_length or row, row)
-    rows = per_device_batch_size(recipe, machine.devices)
+    rows = recipe.training.per_device_batch_size(machine.devices)
     steps = _steps(recipe, sequences, document / row if recipe.data.packing else 1.0)
     tokens = recipe.training.batch_size * row
     flops = ModelFlops.of(model)
@@ -300,6 +292,6 @@ def _steps(recipe: LMRecipe, sequences: int | None, rows_a_sequence: float) -> i
             )
         sequences = int(json.loads(header.read_text(encoding="utf-8"))["count"])
     if recipe.data.packing:
-        rows = (total_sequences(recipe, sequences) or 0) * rows_a_sequence
+        rows = (total_sequences(recipe.training, sequences) or 0) * rows_a_sequence
         return max(1, int(rows) // recipe.training.batch_size)
-    return total_steps(recipe, sequences)
+    return total_steps(recipe.training, sequences)

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import Trainer
 
-from mmlm.checkpoint_manifest import IncompleteCheckpointError, read_facts
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.files import save_text, whole_folder
+from visual_tokenizer.runs.manifest import CheckpointError, read_facts
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def prepare_checkpoint(trainer: Trainer, folder: Path) -> None:
 
     Raises:
         ConfigError: it was written by a run that shards otherwise, or cannot be converted.
-        IncompleteCheckpointError: DeepSpeed's subfolder is missing.
+        CheckpointError: DeepSpeed's subfolder is missing.
     """
     facts = read_facts(folder)
     current, processes = sharding_of(trainer), trainer.accelerator.num_processes
@@ -68,7 +67,7 @@ def prepare_checkpoint(trainer: Trainer, folder: Path) -> None:
         return
     if trainer.args.should_save:
         tag = deepspeed_tag(folder, facts)
-        _write_whole(folder / LATEST_NAME, tag)
+        save_text(tag, folder / LATEST_NAME)
         if facts.get("processes", processes) != processes:
             logger.warning(
                 "%s is of %d processes, this run has %d: it is converted", folder, facts["processes"], processes
@@ -84,14 +83,12 @@ def deepspeed_tag(folder: Path, facts: dict[str, Any]) -> str:
     """Return the name of DeepSpeed's subfolder: of the manifest, or of older checkpoints the file `latest`.
 
     Raises:
-        IncompleteCheckpointError: there is no such subfolder.
+        CheckpointError: there is no such subfolder.
     """
     latest = folder / LATEST_NAME
     tag = facts.get("tag") or (latest.read_text(encoding="utf-8").strip() if latest.is_file() else "")
     if not tag or not (folder / tag).is_dir():
-        raise IncompleteCheckpointError(
-            f"{folder} is incomplete: DeepSpeed's subfolder {tag or 'global_step…'} is missing"
-        )
+        raise CheckpointError(f"{folder} is incomplete: DeepSpeed's subfolder {tag or 'global_step…'} is missing")
     return tag
 
 
@@ -104,21 +101,18 @@ def convert_to_universal(folder: Path, tag: str) -> None:
     target = folder / UNIVERSAL_NAME
     if (folder / LATEST_UNIVERSAL_NAME).is_file() and target.is_dir():
         return
-    beside = folder / f".{UNIVERSAL_NAME}.{uuid.uuid4().hex}"
     workers = str(max(1, min(CONVERSION_WORKERS, (os.cpu_count() or 1) // 2)))
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
-    command += ["--input_folder", str(folder / tag), "--output_folder", str(beside)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        shutil.rmtree(beside, ignore_errors=True)
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ConfigError(
-            f"training.resume: {folder} is of another number of processes and DeepSpeed cannot convert it: {last}"
-        )
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(beside, target)
-    _write_whole(folder / LATEST_UNIVERSAL_NAME, UNIVERSAL_NAME)
+    with whole_folder(target, existing="replace") as beside:
+        command += ["--input_folder", str(folder / tag), "--output_folder", str(beside)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ConfigError(
+                f"training.resume: {folder} is of another number of processes and DeepSpeed cannot convert it: {last}"
+            )
+    save_text(UNIVERSAL_NAME, folder / LATEST_UNIVERSAL_NAME)
 
 
 def part_step_counts(optimizer: Any) -> None:
@@ -130,9 +124,3 @@ def part_step_counts(optimizer: Any) -> None:
     for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):
             state["step"] = state["step"].clone()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

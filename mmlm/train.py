@@ -12,10 +12,8 @@ import torch
 from accelerate.utils import disable_fsdp_ram_efficient_loading
 from peft import prepare_model_for_kbit_training
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
-from mmlm.callbacks import LogBeforeSaving, ProgressFiles, SampleGrids
-from mmlm.checkpoint_manifest import list_checkpoints, newest_complete, verify_checkpoint
 from mmlm.data.mixture import MixtureSequences
 from mmlm.data.mixture_sets import HeldoutDocuments, heldout_documents, place_codec, training_mixture
 from mmlm.data.packing import PackedSequences
@@ -24,12 +22,15 @@ from mmlm.data.resolutions import StagedSequences, at_last_size, staged_sequence
 from mmlm.data.tokenize import shards_of
 from mmlm.export import save_final
 from mmlm.freezing import FreezeSchedule
-from mmlm.lm_recipe import RESUME_AUTO, RESUME_NEVER, LMRecipe
+from mmlm.language_models import load_causal_lm
+from mmlm.lm_recipe import LMRecipe
 from mmlm.lora import add_lora, check_quantization, load_quantized, new_rows
 from mmlm.processing import MultimodalProcessor
-from mmlm.trainer_arguments import total_sequences, total_steps, training_arguments
+from mmlm.samples import SampleGrids
 from mmlm.training import UnifiedTrainer
 from visual_tokenizer.errors import Interrupted, program
+from visual_tokenizer.hf_training.arguments import total_sequences, total_steps, training_arguments
+from visual_tokenizer.hf_training.checkpoints import find_checkpoint
 from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.runs.folder import RunLock
@@ -66,46 +67,27 @@ Examples:
         --deepspeed_config_file recipes/deepspeed/zero2.json \\
         -m mmlm.train --config recipes/lm/openmoji_llama.yaml
 
-Exit codes: 0 done; 2 something to be put right by you; 143 (SIGTERM) and 130 (SIGINT) stopped after a checkpoint. They
+Exit codes: 0 done; 2 usage or input error; 143 (SIGTERM) and 130 (SIGINT) stopped after a checkpoint. They
 are those of each process; a launcher of several may end with 1 instead."""
 
 
 def load_processor(folder: str) -> MultimodalProcessor:
-    """Load a merged model's processor with its visual tokenizer.
-
-    Raises:
-        ConfigError: there is no merged model.
-    """
-    try:
-        return MultimodalProcessor.from_pretrained(folder)
-    except OSError as error:
-        raise ConfigError(f"model: {folder} holds no merged model, make one with `mmlm merge`: {error}") from error
+    """Load a merged model's processor with its visual tokenizer."""
+    return MultimodalProcessor.from_pretrained(folder)
 
 
-def find_checkpoint(recipe: LMRecipe) -> Path | None:
-    """Return the checkpoint to resume from, if any, and say which ones are passed over.
-
-    Raises:
-        ConfigError: `resume: never` in a folder with checkpoints, or there are checkpoints and none is
-        complete.
-        IncompleteCheckpointError: the recipe names an incomplete one.
-    """
-    resume, output_dir = recipe.training.resume, Path(recipe.output_dir)
-    if resume not in (RESUME_AUTO, RESUME_NEVER):
-        verify_checkpoint(Path(resume))
-        return Path(resume)
-    found = list_checkpoints(output_dir)
-    if resume == RESUME_NEVER:
-        if found:
-            raise ConfigError(
-                f"training.resume is never, but {output_dir} holds {found[-1].name}: name another "
-                "output_dir, remove the checkpoints, or set training.resume to auto"
-            )
-        return None
-    newest, complaints = newest_complete(output_dir)
-    for complaint in complaints:
-        logger.warning("%s; %s", complaint, f"resuming from {newest.name}" if newest else "starting from the beginning")
-    return newest
+def run_arguments(recipe: LMRecipe) -> TrainingArguments:
+    """Return the arguments of a run; make them before the model, see `training_arguments`."""
+    return training_arguments(
+        recipe.output_dir,
+        recipe.optimizer,
+        recipe.training,
+        schedule=recipe.optimizer.schedule,
+        lr_scheduler_kwargs=recipe.optimizer.schedule_options,
+        adam_epsilon=recipe.optimizer.epsilon,
+        dataloader_num_workers=recipe.data.loader_workers,
+        label_names=["labels"],
+    )
 
 
 def load_model(recipe: LMRecipe, processor: MultimodalProcessor) -> Any:
@@ -115,13 +97,14 @@ def load_model(recipe: LMRecipe, processor: MultimodalProcessor) -> Any:
         disable_fsdp_ram_efficient_loading()
     model: Any
     if recipe.lora.quantization is None:
-        model = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=dtype)
+        model = load_causal_lm(recipe.model, "merged model", dtype=dtype)
     else:
         model = prepare_model_for_kbit_training(
             load_quantized(recipe.model, recipe.lora, dtype),
             use_gradient_checkpointing=recipe.training.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
+    processor.check_model(model)
     if recipe.lora.rank:
         return add_lora(model, recipe.lora, processor.layout)
     return model
@@ -187,18 +170,17 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
     if data.packing:
         assert longest is not None
         rows = PackedSequences(
-            pairs, longest, data.packing_buffer, seed=training.seed, count=total_sequences(recipe, len(pairs))
+            pairs, longest, data.packing_buffer, seed=training.seed, count=total_sequences(training, len(pairs))
         )
         args.max_steps = training.max_steps or max(1, rows.full_rows() // training.batch_size)
         rows.length = args.max_steps * training.batch_size
     else:
-        args.max_steps = total_steps(recipe, len(pairs))
+        args.max_steps = total_steps(training, len(pairs))
         pairs.length = args.max_steps * training.batch_size
         rows = pairs
     tokenizer = processor.tokenizer
     pad_id = processor.layout.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    grids = SampleGrids(processor, recipe.sampling, training.sample_every_steps, recipe.output_dir)
-    trainer = UnifiedTrainer(
+    return UnifiedTrainer(
         model,
         args,
         rows,
@@ -209,10 +191,8 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
         freeze=FreezeSchedule(model, training.freeze, new_rows(processor.layout)),
         eval_dataset=heldout,
         data_collator=PairCollator(pad_id, data.pad_to_multiple_of),
-        callbacks=[LogBeforeSaving(), ProgressFiles(recipe.output_dir), grids],
+        samples=SampleGrids(processor, recipe.sampling, training.sample_every_steps, recipe.output_dir),
     )
-    grids.trainer = trainer
-    return trainer
 
 
 def train(recipe: LMRecipe) -> Path:
@@ -224,16 +204,14 @@ def train(recipe: LMRecipe) -> Path:
     """
     check_quantization(recipe.lora)
     processor = load_processor(recipe.model)  # before the arguments: under ZeRO-3 they shard whatever is loaded
-    args = training_arguments(recipe)
+    args = run_arguments(recipe)
     lock = RunLock(Path(recipe.output_dir)) if args.process_index == 0 else None
     try:
         if args.process_index == 0:
             save_recipe(recipe, recipe.output_dir)
         trainer = build_trainer(recipe, processor, args)
-        checkpoint = find_checkpoint(recipe)
-        if checkpoint is not None and args.process_index == 0:
-            logger.warning("resuming from %s", checkpoint)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        checkpoint = find_checkpoint(recipe.output_dir, recipe.training.resume)
+        trainer.train(resume_from_checkpoint=checkpoint)
         unit = "Packed rows" if recipe.data.packing else "Sequences"
         facts = {"Steps": trainer.state.global_step, f"{unit} a step": recipe.training.batch_size}
         return save_final(trainer, processor, recipe, facts)

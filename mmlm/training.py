@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from mmlm.checkpoint_manifest import complete_checkpoint, discard_checkpoint, rotate_checkpoints
 from mmlm.cross_entropy import IGNORED_LABEL
 from mmlm.data.pairs import PADDING
 from mmlm.freezing import FreezeSchedule
@@ -24,13 +23,13 @@ from mmlm.modality_loss import ModalityMeter, TokenWeights, shift_left
 from mmlm.model_flops import ModelFlops
 from mmlm.output_norms import OutputNorms
 from mmlm.resharding import checkpoint_facts, part_step_counts, prepare_checkpoint
-from mmlm.stopping import StopAtStep, let_workers_live
-from visual_tokenizer.errors import Interrupted, UserError
+from mmlm.samples import loss_curve
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.hf_training.stopping import let_workers_live
+from visual_tokenizer.hf_training.trainer import RunTrainer
 
-EVALUATION_PREFIX = "eval_"
 
-
-class UnifiedTrainer(Trainer):
+class UnifiedTrainer(RunTrainer):
     """Trains any causal LM of transformers on batches of `input_ids`, `labels`, `token_kinds`, each (B, L).
 
     Rows that hold several documents have `position_ids` (B, L) too, which begin at 0 with each document.
@@ -47,19 +46,21 @@ class UnifiedTrainer(Trainer):
 
     Args:
         model: the language model, or a peft model of it.
-        args: `save_total_limit` must be None: see `keep_checkpoints`.
+        args: of `training_arguments`.
         train_dataset: read in order; `PairSequences` shuffles by itself.
         token_weights: weight of each kind of token.
         z_loss: factor of the squared log normalizer in the loss.
         peak_tflops: of one device, for `mfu`; None: it is not logged.
-        keep_checkpoints: complete checkpoints that are kept.
         freeze: what stands still when.
-        **kwargs: as of `Trainer`.
+        **kwargs: as of `RunTrainer`.
 
     Raises:
-        UserError: one process sees several GPUs, which transformers would use by `DataParallel`; or FSDP was asked
-            for in a version, on a device or with adapters that it is not for.
+        UserError: as of `RunTrainer`; or FSDP was asked for in a version, on a device or with adapters that it is not
+            for.
     """
+
+    module = "mmlm.train"
+    curve = staticmethod(loss_curve)
 
     def __init__(
         self,
@@ -70,20 +71,11 @@ class UnifiedTrainer(Trainer):
         token_weights: Mapping[str, float],
         z_loss: float = 0.0,
         peak_tflops: float | None = None,
-        keep_checkpoints: int = 2,
         freeze: FreezeSchedule | None = None,
         **kwargs: Any,
     ) -> None:
-        if args.n_gpu > 1:
-            raise UserError(
-                f"one process sees {args.n_gpu} GPUs: start one process a GPU, `accelerate launch "
-                f"--multi_gpu --num_processes {args.n_gpu} -m mmlm.train …`, or show it one by "
-                "CUDA_VISIBLE_DEVICES"
-            )
-        self.stop = StopAtStep()
         self.freeze = FreezeSchedule(model, [], []) if freeze is None else freeze
-        callbacks = [self.stop, self.freeze, *kwargs.pop("callbacks", [])]
-        super().__init__(model=model, args=args, train_dataset=train_dataset, callbacks=callbacks, **kwargs)
+        super().__init__(model, args, train_dataset=train_dataset, callbacks=[self.freeze], **kwargs)
         check_fsdp(self)
         # Tells Trainer that compute_loss divides by num_items_in_batch, so that it need not do so by parts.
         self.model_accepts_loss_kwargs = True
@@ -92,11 +84,10 @@ class UnifiedTrainer(Trainer):
         self.output_norms = OutputNorms(model)
         self.flops = ModelFlops.of(model)
         self.peak_tflops = peak_tflops
-        self.keep_checkpoints = keep_checkpoints
         self.train_meter = ModalityMeter(args.device)
         self.evaluation_meter = ModalityMeter(args.device)
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def train(self, resume_from_checkpoint: Path | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Train as usual, until the end or a signal; a checkpoint may be of another number of processes.
 
         Raises:
@@ -104,12 +95,8 @@ class UnifiedTrainer(Trainer):
             ConfigError: the checkpoint is of a run that shards otherwise.
         """
         if resume_from_checkpoint is not None:
-            prepare_checkpoint(self, Path(resume_from_checkpoint))
-        with self.stop.signals:
-            found = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if self.stop.stopped_by:
-            raise Interrupted(self.stop.stopped_by, self.state.global_step)
-        return found
+            prepare_checkpoint(self, resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Create it as usual and note its weight decays."""
@@ -149,10 +136,7 @@ class UnifiedTrainer(Trainer):
         if not batches:
             return batches, None
         weight = torch.stack([self._weights(batch).sum() for batch in batches]).sum().view(1)
-        local = torch.cat([weight, torch.tensor(self.stop.shared.flags(), device=weight.device)]).to(device)
-        total: Any = self.accelerator.reduce(local, reduction="sum")
-        self.stop.shared.remember(total[1:])
-        return batches, total[0]
+        return batches, self.sum_over_processes(weight, device)[0]
 
     def _weights(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the weight of each prediction of a batch, (B, L); place i predicts token i + 1."""
@@ -182,29 +166,30 @@ class UnifiedTrainer(Trainer):
             loss = found.total / weights.sum().clamp_min(1e-8)
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the losses by kind and the token rate, then log as usual.
+    def measured(self, prefix: str) -> dict[str, float]:
+        """Return the losses by kind, and of the training its rates and norms.
 
         Raises:
-            DivergedError: the loss is not finite.
+            DivergedError: the loss of a kind is not finite.
         """
-        prefix = EVALUATION_PREFIX if any(key.startswith(EVALUATION_PREFIX) for key in logs) else ""
-        if prefix or "loss" in logs:
-            meter = self.evaluation_meter if prefix else self.train_meter
-            found = meter.flush(self.accelerator, self.token_weights)
-            logs |= {f"{prefix}loss_{kind}": value for kind, value in found.means.items()}
-            if self.head_loss.z_loss:
-                logs[f"{prefix}z_loss"] = self.head_loss.z_loss * found.squared_normalizer
-            if prefix:
-                logs[f"{prefix}loss"] = found.mean  # over tokens; Trainer's is over batches
-            else:
-                logs |= {f"output_norm_{kind}": value for kind, value in found.output_norms.items()}
-                logs["tokens_per_second"] = round(found.tokens_per_second, 1)
-                tflops = self.flops.per_second(found.tokens_per_second, found.pairs_per_second) / 1e12
-                logs["model_tflops_per_second"] = tflops
-                if self.peak_tflops is not None:
-                    logs["mfu"] = tflops / (self.peak_tflops * self.accelerator.num_processes)
-        super().log(logs, start_time)
+        meter = self.evaluation_meter if prefix else self.train_meter
+        found = meter.flush(self.accelerator, self.token_weights)
+        values = {f"{prefix}loss_{kind}": value for kind, value in found.means.items()}
+        if self.head_loss.z_loss:
+            values[f"{prefix}z_loss"] = self.head_loss.z_loss * found.squared_normalizer
+        if prefix:
+            return {**values, f"{prefix}loss": found.mean}  # over tokens; Trainer's is over batches
+        values |= {f"output_norm_{kind}": value for kind, value in found.output_norms.items()}
+        values["tokens_per_second"] = round(found.tokens_per_second, 1)
+        tflops = self.flops.per_second(found.tokens_per_second, found.pairs_per_second) / 1e12
+        values["model_tflops_per_second"] = tflops
+        if self.peak_tflops is not None:
+            values["mfu"] = tflops / (self.peak_tflops * self.accelerator.num_processes)
+        return values
+
+    def checkpoint_facts(self, folder: Path) -> dict[str, Any]:
+        """Return how the run shards its state."""
+        return checkpoint_facts(self, folder)
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:
@@ -222,21 +207,6 @@ class UnifiedTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.is_deepspeed_enabled:
             part_step_counts(self.optimizer)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint, mark it as complete once all processes have written, and remove old ones."""
-        output_dir = Path(str(self.args.output_dir))
-        folder = output_dir / f"checkpoint-{self.state.global_step}"
-        with self.off_the_clock():
-            if self.args.should_save and folder.exists():  # what an interrupted run left
-                discard_checkpoint(folder)
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                complete_checkpoint(folder, checkpoint_facts(self, folder))
-                rotate_checkpoints(output_dir, self.keep_checkpoints)
-            self.accelerator.wait_for_everyone()
 
 
 def check_fsdp(trainer: Trainer) -> None:

@@ -77,7 +77,7 @@ class Logging(Callback):
         values = trainer.meter.means(trainer.accelerator)
         now = time.perf_counter()
         steps = trainer.step - self.last_step
-        pictures_per_second = steps * trainer.recipe.data.batch_size / (now - self.since)
+        pictures_per_second = steps * trainer.recipe.training.batch_size / (now - self.since)
         self.since, self.last_step = now, trainer.step
         is_finite = math.isfinite(values["loss"]) and math.isfinite(values.get("loss/discriminator", 0.0))
         if trainer.accelerator.scaler is None:
@@ -91,7 +91,7 @@ class Logging(Callback):
             )
         values |= {"learning_rate": trainer.rate, "images_per_second": round(pictures_per_second, 2)}
         trainer.record(values)
-        remaining = (trainer.recipe.training.max_steps - trainer.step) * trainer.recipe.data.batch_size
+        remaining = (trainer.recipe.training.max_steps - trainer.step) * trainer.recipe.training.batch_size
         self.bar.set_postfix_str(f"loss {values['loss']:.4g}, {pictures_per_second:.4g} images/s")
         if self.bar.disable:
             trainer.say(

@@ -95,7 +95,7 @@ def model_card(
             quality=f"| metric | value |\n|---|---|\n{rows}" if rows else "Not measured.",
             source=recipe.data.source.type,
             steps=f"{steps:,}",
-            batch_size=recipe.data.batch_size,
+            batch_size=recipe.training.batch_size,
             attribution=attribution,
         )
     )

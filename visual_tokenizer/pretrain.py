@@ -11,33 +11,33 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from visual_tokenizer.data.sources.base import SourceConfig
-from visual_tokenizer.errors import program
+from visual_tokenizer.errors import Interrupted, program
+from visual_tokenizer.hf_training.arguments import training_arguments
+from visual_tokenizer.hf_training.checkpoints import find_checkpoint, step_of
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.pretraining.batches import HeldoutPictures, MaskedBatches
 from visual_tokenizer.pretraining.beit import beit_config, build_beit
-from visual_tokenizer.pretraining.complete_checkpoints import list_checkpoints, step_of
 from visual_tokenizer.pretraining.evaluation import masking_of, pictures_of
 from visual_tokenizer.pretraining.export import save_final
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
-from visual_tokenizer.pretraining.run_files import PredictedSamples, RunFiles
+from visual_tokenizer.pretraining.samples import PredictedSamples
 from visual_tokenizer.pretraining.targets import TokenTargets, check_token_grid
 from visual_tokenizer.pretraining.trainer import MaskedImageTrainer
-from visual_tokenizer.pretraining.trainer_arguments import training_arguments
 from visual_tokenizer.probe import measure, show
 from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
-from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.runs.folder import RunLock
 from visual_tokenizer.runs.processes import leave_process_group
 from visual_tokenizer.training_data import Share
 
-logger = logging.getLogger(__name__)
-
 PROGRAM = "python -m visual_tokenizer.pretrain"
+SCHEDULES = {"cosine": "cosine_with_min_lr", "constant": "constant_with_warmup"}
+"""The recipe's schedules by transformers' names."""
 
 ABOUT = """\
 Pre-train a vision transformer to predict a frozen visual tokenizer's indices where patches are hidden (BEiT). The
 result, in OUTPUT_DIR/final, is an ordinary BEiT of transformers. A run that was interrupted goes on from its newest
-complete checkpoint when the same command is given again.
+complete checkpoint when the same command is given again. SIGTERM and SIGINT end a run after its step, with a
+checkpoint.
 
 Examples:
   one GPU, or a CPU
@@ -52,18 +52,20 @@ Examples:
     python -m visual_tokenizer.pretrain --config RECIPE.yaml --tokenizer DIR --smoke true"""
 
 
-def find_checkpoint(recipe: PretrainingRecipe) -> Path | None:
-    """Return the newest complete checkpoint, if there is one.
-
-    Raises:
-        ConfigError: there is one, and the recipe does not want to resume.
-    """
-    found = list_checkpoints(Path(recipe.output_dir))
-    if found and not recipe.training.resume:
-        raise ConfigError(
-            f"training.resume must be true to go on from {found[-1]}; or name another output_dir, got false"
-        )
-    return found[-1] if found else None
+def run_arguments(recipe: PretrainingRecipe) -> TrainingArguments:
+    """Return the arguments of a run; make them after the tokenizer, which would be sharded under ZeRO-3."""
+    optimizer = recipe.optimizer
+    return training_arguments(
+        recipe.output_dir,
+        optimizer,
+        recipe.training,
+        schedule=SCHEDULES[optimizer.schedule],
+        lr_scheduler_kwargs={"min_lr_rate": optimizer.min_learning_rate_ratio}
+        if optimizer.schedule == "cosine"
+        else {},
+        ignore_data_skip=True,  # MaskedBatches begin at the step from which the run goes on
+        label_names=["bool_masked_pos"],
+    )
 
 
 def build_trainer(
@@ -71,7 +73,7 @@ def build_trainer(
 ) -> MaskedImageTrainer:
     """Make data, model and trainer of a run that goes on from `first_step`."""
     training, masking = recipe.training, masking_of(recipe)
-    size = recipe.per_device_batch_size(args.world_size)
+    size = args.per_device_train_batch_size
     batches = MaskedBatches(
         SourceConfig.family.build(recipe.data.source),
         recipe.data,
@@ -94,7 +96,7 @@ def build_trainer(
         batches=batches,
         heldout=heldout,
         keep_checkpoints=training.keep_checkpoints,
-        callbacks=[RunFiles(recipe.output_dir), samples],
+        samples=samples,
     )
 
 
@@ -104,21 +106,20 @@ def pretrain(recipe: PretrainingRecipe) -> Path:
     Raises:
         UserError: its tokens are not one to a patch.
         ConfigError, DataSourceError, …: what a user can get wrong, each with field, value and rule.
+        Interrupted: SIGTERM or SIGINT; a checkpoint was written.
     """
     # Before the arguments: under ZeRO-3 they shard whatever is loaded.
     tokenizer = VisualTokenizer.from_pretrained(recipe.tokenizer, dtype=torch.float32)
     size = recipe.tokenizer_image_size or tokenizer.config.image_size
     check_token_grid(tokenizer, recipe.image_size, recipe.model.patch_size, size)
-    args = training_arguments(recipe)
+    args = run_arguments(recipe)
     lock = RunLock(Path(recipe.output_dir)) if args.process_index == 0 else None
     try:
-        checkpoint = find_checkpoint(recipe)
+        checkpoint = find_checkpoint(recipe.output_dir, recipe.training.resume)
         if args.process_index == 0:
             save_recipe(recipe, recipe.output_dir)
-            if checkpoint is not None:
-                logger.info("going on from %s", checkpoint)
-        trainer = build_trainer(recipe, tokenizer, args, 0 if checkpoint is None else step_of(checkpoint))
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer = build_trainer(recipe, tokenizer, args, step_of(checkpoint))
+        trainer.train(resume_from_checkpoint=checkpoint)
         return save_final(trainer, tokenizer, recipe)
     finally:
         if lock is not None:
@@ -132,7 +133,11 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO if is_first else logging.ERROR, format="%(message)s")
     words = with_smoke(arguments)
     recipe = parse_arguments(PretrainingRecipe, words, program=PROGRAM, about=ABOUT)
-    final = pretrain(recipe)
+    try:
+        final = pretrain(recipe)
+    except Interrupted:
+        leave_process_group()
+        raise
     if is_first:
         print(f"saved {final}")
         show(measure(final, recipe, final / "probe.json")["metrics"])

@@ -26,6 +26,7 @@ import yaml
 from visual_tokenizer.errors import MissingFileError
 from visual_tokenizer.fields.decoding import ConfigError, decode_config
 from visual_tokenizer.fields.encoding import encode_config
+from visual_tokenizer.fields.former import set_field
 from visual_tokenizer.fields.ranges import declared_types, rule_of
 from visual_tokenizer.registry import PartConfig
 from visual_tokenizer.runs.files import save_text
@@ -51,22 +52,25 @@ def read_recipe(cls: type[Recipe], path: str | os.PathLike[str] | None, override
     if path is not None:
         if not Path(path).is_file():
             raise MissingFileError(f"recipe {path} does not exist; recipes are in recipes/tokenizer and recipes/lm")
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
+        values = read_yaml(path)
     for key, value in overrides.items():
-        _override(values, key.split("."), value)
+        set_field(cls, values, key, value)
     return decode_config(cls, values, where=str(path) if path is not None else cls.__name__)
 
 
-def _override(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        if not isinstance(values.get(key), dict):
-            values[key] = {}
-        values = values[key]
-    if keys[-1] == "type" and values.get("type") not in (None, value):
-        values.clear()
-    values[keys[-1]] = value
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        ConfigError: it holds something else; the message names the file and the place in it.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
+    return values
 
 
 def parse_arguments(cls: type[Recipe], arguments: Sequence[str] | None = None, *, program: str, about: str) -> Recipe:
@@ -111,7 +115,7 @@ def with_smoke(arguments: Sequence[str]) -> list[str]:
     path = next((rest[i + 1] for i, word in enumerate(rest[:-1]) if word == "--config"), None)
     if path is None or not os.path.isfile(path):
         return rest
-    smoke = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}).get("smoke") or {}
+    smoke = read_yaml(path).get("smoke") or {}
     overrides = [f"--{key}={yaml.safe_dump(item, default_flow_style=True)}" for key, item in smoke.items()]
     return overrides + rest
 

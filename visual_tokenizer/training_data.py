@@ -42,6 +42,11 @@ class Share:
         """Pictures of one pass over all processes."""
         return self.processes * self.size
 
+    @property
+    def step_size(self) -> int:
+        """Pictures of one step over all processes and passes."""
+        return self.passes * self.pass_size
+
     def slice(self, number: int) -> slice:
         """Return this process's place within pass `number` of a step."""
         first = number * self.pass_size + self.process * self.size
@@ -55,7 +60,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         self.order = EpochSampler(length, seed)
         self.share = share
         self.first_step = first_step
-        self.batch_size = share.passes * share.pass_size
+        self.batch_size = share.step_size
         self.steps_per_epoch = length // self.batch_size
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -130,10 +135,10 @@ def training_batches(
         stepped = StepStream(stream, share, passes)
         loader = DataLoader(stepped, batch_size=None, collate_fn=collator, num_workers=workers, **settings)
         return itertools.islice(loader, surplus, None)
-    if len(rows) < section.batch_size:
+    if len(rows) < share.step_size:
         raise DataSourceError(
-            f"{source.config.type}: the split 'train' has {len(rows)} pictures, too few for data.batch_size = "
-            f"{section.batch_size}"
+            f"{source.config.type}: the split 'train' has {len(rows)} pictures, too few for training.batch_size = "
+            f"{share.step_size}"
         )
     dataset = PixelDataset(rows, image_size, section.transform, seed, section.cache_megabytes)
     workers = 0 if dataset.table is not None else section.num_workers

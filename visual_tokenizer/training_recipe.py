@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
 
@@ -16,25 +17,23 @@ from visual_tokenizer.errors import UserError
 from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.losses.base import LossConfig
 from visual_tokenizer.quantizers.base import QuantizerConfig
-from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.section import RunSection
 from visual_tokenizer.teacher import TeacherSection
 
-MixedPrecision = Literal["no", "bf16", "fp16"]
 PARTS = ("encoder", "to_codes", "quantizer", "from_codes", "decoder")
 
 
 @dataclass(kw_only=True)
 class DataSection(Section):
-    """Where pictures come from and how they are batched."""
+    """Where pictures come from and how they are loaded."""
+
+    renamed: ClassVar[Mapping[str, str | None]] = {"batch_size": None}  # but in trainings, whose recipes take it
 
     source: SourceConfig = field(default_factory=lambda: SourceConfig.family.config({"type": "openmoji"}))
     """Set of pictures."""
 
     transform: TransformConfig = field(default_factory=TransformConfig)
     """Resize, crop and flip of the training pictures; held-out ones are always cropped in the centre."""
-
-    batch_size: Annotated[int, Ge(1)] = 64
-    """Pictures of one optimiser step, over all processes and accumulated passes."""
 
     num_workers: Annotated[int, Ge(0)] = 0
     """Loader processes of each training process. Unused while all pictures fit in memory."""
@@ -72,23 +71,14 @@ class OptimizerSection(Section):
 
 
 @dataclass(kw_only=True)
-class TrainingSection(Section):
+class TrainingSection(RunSection):
     """How long, how precisely, and what is written when."""
 
     max_steps: Annotated[int, Ge(1)] = 10_000
-    """Optimiser steps."""
-
-    gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
-    """Forward and backward passes a step, each on its share of `data.batch_size`."""
-
-    mixed_precision: MixedPrecision = "no"
-    """Autocast of the forward pass; quantizers compute in float32 in any case."""
+    """Optimizer steps."""
 
     ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Weight of the past in the averaged weights; 0 is off. The average is what `final/` holds."""
-
-    seed: Annotated[int, Ge(0)] = 0
-    """Seed of weights, sample order and augmentation."""
 
     log_every_steps: Annotated[int, Ge(1)] = 20
     """Steps between log lines, whose values are means over these steps. Also how often several processes agree on a
@@ -113,28 +103,15 @@ class TrainingSection(Section):
     checkpoint_every_steps: Annotated[int, Ge(0)] = 1000
     """Steps between checkpoints; 0 for none but the last."""
 
-    keep_checkpoints: Annotated[int, Ge(1)] = 2
-    """Newest checkpoints that are kept."""
-
-    compile: bool = False
-    """Compile encoder, decoder and losses with torch.compile."""
-
     channels_last: bool = False
     """Lay out pictures, clips and kernels channels-last, which convolutions on tensor cores prefer."""
-
-    gradient_checkpointing: bool = False
-    """Keep only the inputs of the blocks of encoder and decoder for the way back: less memory, a third more time."""
-
-    report_to: list[str] = field(default_factory=list)
-    """Trackers of accelerate beside log.jsonl: tensorboard, wandb, …"""
-
-    resume: bool = True
-    """Go on from the newest good checkpoint of `output_dir`, if there is one; false: refuse a folder with a run."""
 
 
 @dataclass(kw_only=True)
 class TokenizerRecipe(Section):
     """Everything that a training run of a visual tokenizer depends on."""
+
+    renamed: ClassVar[Mapping[str, str | None]] = {"data.batch_size": "training.batch_size"}
 
     output_dir: str
     """Folder of the run: log.jsonl, samples/, plots/, checkpoints/, final/."""
@@ -217,17 +194,3 @@ class TokenizerRecipe(Section):
                 "teacher.cache_dir must be null unless data.transform.crop is center and num_frames is 0: a picture's "
                 f"pixels must be the same each epoch, got crop {self.data.transform.crop} and {self.num_frames} frames"
             )
-
-    def per_device_batch_size(self, processes: int) -> int:
-        """Return the pictures of one forward pass on one process.
-
-        Raises:
-            ConfigError: `data.batch_size` can't be divided so.
-        """
-        parts = processes * self.training.gradient_accumulation_steps
-        if self.data.batch_size % parts:
-            raise ConfigError(
-                "data.batch_size must be a multiple of processes × training.gradient_accumulation_steps = "
-                f"{processes} × {parts // processes} = {parts}, got {self.data.batch_size}"
-            )
-        return self.data.batch_size // parts

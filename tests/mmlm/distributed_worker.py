@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from mmlm.export import save_final
 from mmlm.lm_recipe import LMRecipe
-from mmlm.train import build_trainer, find_checkpoint, load_processor
-from mmlm.trainer_arguments import training_arguments
+from mmlm.train import build_trainer, load_processor, run_arguments
+from visual_tokenizer.hf_training.checkpoints import find_checkpoint
 from visual_tokenizer.recipe import read_recipe
 
 
@@ -27,7 +27,7 @@ def main(recipe_file: str) -> None:
     torch.set_num_threads(1)
     recipe = read_recipe(LMRecipe, recipe_file, {})
     processor = load_processor(recipe.model)
-    args = training_arguments(recipe)
+    args = run_arguments(recipe)
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         let_fsdp_use_the_cpu()
     trainer = build_trainer(recipe, processor, args)
@@ -40,8 +40,8 @@ def main(recipe_file: str) -> None:
         return compute_loss(model, inputs, **options)
 
     trainer.compute_loss = recording  # type: ignore[method-assign]
-    checkpoint = find_checkpoint(recipe)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    checkpoint = find_checkpoint(recipe.output_dir, recipe.training.resume)
+    trainer.train(resume_from_checkpoint=checkpoint)
     model = trainer.model_wrapped
     model.eval()  # DeepSpeed's engine returns nothing
     with torch.no_grad():

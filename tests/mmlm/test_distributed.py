@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from mmlm.checkpoint_manifest import verify_checkpoint
 from mmlm.data.shards import load_shards
 from mmlm.lm_recipe import LMRecipe
 from mmlm.processing import MultimodalProcessor
 from mmlm.train import train
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.runs.folder import StepLog
+from visual_tokenizer.runs.manifest import verify_manifest
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 600
@@ -271,7 +271,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(
     assert "exitcode  : 143" in errors or "exitcode: 143" in errors, errors[-3000:]
     reached = len(losses_of(tmp_path / "run"))
     assert 3 <= reached < 40
-    verify_checkpoint(tmp_path / "run" / f"checkpoint-{reached}")
+    verify_manifest(tmp_path / "run" / f"checkpoint-{reached}")
     resumed = launch("ddp", recipe, port=29674)
     assert all(rank["resumed"] for rank in resumed)
     launch("ddp", recipe | {"output_dir": str(tmp_path / "whole")}, port=29675)
@@ -291,7 +291,7 @@ def test_two_processes_resume(kind: str, merged_folder: Path, captioned_pictures
     recipe = recipe_of(merged_folder, captioned_pictures, output_dir)
     launch(kind, recipe, port=29650)
     before = losses_of(output_dir)
-    verify_checkpoint(output_dir / "checkpoint-4")
+    verify_manifest(output_dir / "checkpoint-4")
     (output_dir / "checkpoint-4" / "manifest.json").unlink()
     resumed = launch(kind, recipe, port=29651)
     assert all(rank["resumed"] for rank in resumed)

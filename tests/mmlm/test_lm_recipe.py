@@ -12,7 +12,7 @@ import pytest
 
 from mmlm.lm_recipe import LMRecipe
 from mmlm.train import main, train
-from mmlm.trainer_arguments import per_device_batch_size, total_steps
+from visual_tokenizer.hf_training.arguments import total_steps
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.registry import ConfigError
 
@@ -40,11 +40,11 @@ def test_wrong_values_are_named() -> None:
 
 def test_batches_divide_and_epochs_count(recipe_fields: dict[str, Any], make_recipe: Callable[..., LMRecipe]) -> None:
     recipe = make_recipe(recipe_fields, training__batch_size=8, training__gradient_accumulation_steps=2)
-    assert per_device_batch_size(recipe, 2) == 2
+    assert recipe.training.per_device_batch_size(2) == 2
     with pytest.raises(ConfigError, match="multiple of processes"):
-        per_device_batch_size(recipe, 3)
+        recipe.training.per_device_batch_size(3)
     epochs = make_recipe(recipe_fields, training__max_steps=None, training__epochs=2.5)
-    assert total_steps(epochs, 24) == 15
+    assert total_steps(epochs.training, 24) == 15
 
 
 def test_mistakes_end_with_one_line_and_code_2(recipe_fields: dict[str, Any], tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from mmlm.lm_recipe import LMRecipe, LoraSection
 from mmlm.lora import quantization_config
 from mmlm.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
-from mmlm.train import build_trainer, load_processor, train
-from mmlm.trainer_arguments import training_arguments
+from mmlm.train import build_trainer, load_processor, run_arguments, train
 from mmlm.training import check_fsdp
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
@@ -86,7 +85,7 @@ def test_dora_merges_to_the_logits_of_the_adapted_model(
         model.save_pretrained(base)
         processor.save_pretrained(base)
     recipe = make_recipe(recipe_fields, model=str(base), lora={"rank": 2, "alpha": 8.0, "dora": True})
-    trainer = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+    trainer = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))
     trained = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     assert any("lora_magnitude_vector" in name for name in trained)
     assert any("trainable_tokens_delta" in name for name in trained), "new rows are trained beside DoRA"
@@ -134,7 +133,7 @@ def test_fsdp_is_refused_where_it_cannot_shard(
 ) -> None:
     """A tied table of which rows are trained is two to accelerate and one to PyTorch."""
     recipe = make_recipe(recipe_fields, lora={"rank": 2})
-    trainer = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+    trainer = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))
     trainer.is_fsdp_enabled = True
     monkeypatch.setattr(type(trainer.accelerator.state), "fsdp_plugin", SimpleNamespace(fsdp_version=2), raising=False)
     with pytest.raises(UserError, match=r"lora\.rank must be 0 under FSDP2"):

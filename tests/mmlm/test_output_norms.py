@@ -14,8 +14,7 @@ from mmlm.data.pairs import KINDS
 from mmlm.lm_recipe import LMRecipe
 from mmlm.modality_loss import shift_left
 from mmlm.output_norms import final_norm
-from mmlm.train import build_trainer, load_processor
-from mmlm.trainer_arguments import training_arguments
+from mmlm.train import build_trainer, load_processor, run_arguments
 from visual_tokenizer.runs.folder import StepLog
 
 
@@ -24,7 +23,7 @@ def test_norms_are_logged_by_the_kind_that_is_predicted(
     rank: int, recipe_fields: dict[str, Any], tmp_path: Path, make_recipe: Callable[..., LMRecipe]
 ) -> None:
     recipe = make_recipe(recipe_fields, training__max_steps=1, lora={"rank": rank})
-    trainer = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+    trainer = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))
     batch = trainer.data_collator([trainer.train_dataset[position] for position in range(4)])
     inner = trainer.model.get_base_model() if rank else trainer.model
     seen: list[torch.Tensor] = []

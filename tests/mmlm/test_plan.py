@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from mmlm.lm_recipe import LMRecipe
 from mmlm.model_flops import ModelFlops
 from mmlm.plan import STRATEGIES, Machine, activation_bytes, build_on_meta, count_parameters, plan_run
-from mmlm.train import build_trainer, load_processor
-from mmlm.trainer_arguments import training_arguments
+from mmlm.train import build_trainer, load_processor, run_arguments
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
 ONE = Machine(devices=1)
@@ -28,7 +28,7 @@ def test_parameters_and_optimizer_are_those_of_a_run(
 ) -> None:
     recipe = make_recipe(recipe_fields, lora__rank=rank, training__max_steps=1)
     found = plan_run(recipe, ONE)
-    trainer = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+    trainer = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))
     trainer.train()
     weights = list(trainer.model.parameters())
     assert found.parameters.total == sum(weight.numel() for weight in weights)
@@ -158,7 +158,7 @@ def test_length_and_time_of_a_run(recipe_fields: dict[str, Any], make_recipe: Ca
     recipe.data.shards_dir = "nowhere"
     with pytest.raises(ConfigError, match="sequences must be given"):
         plan_run(recipe, machine)
-    with pytest.raises(ConfigError, match=r"mfu must be in \(0, 1\]"):
+    with pytest.raises(UserError, match=r"mfu must be in \(0, 1\], got 45"):
         Machine(mfu=45)
 
 

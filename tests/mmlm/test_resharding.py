@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mmlm.checkpoint_manifest import IncompleteCheckpointError, complete_checkpoint, read_facts, verify_checkpoint
 from mmlm.resharding import checkpoint_facts, deepspeed_tag, part_step_counts, prepare_checkpoint
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.manifest import CheckpointError, read_facts, verify_manifest, write_manifest
 
 
 def run(stage: int | None, processes: int = 1) -> Any:
@@ -33,7 +33,7 @@ def checkpoint(folder: Path, trainer: Any) -> Path:
     (folder / "global_step4" / "states.pt").write_bytes(b"x")
     if trainer.is_deepspeed_enabled:
         (folder / "latest").write_text("global_step4")
-    complete_checkpoint(folder, checkpoint_facts(trainer, folder))
+    write_manifest(folder, **checkpoint_facts(trainer, folder))
     return folder
 
 
@@ -42,7 +42,7 @@ def test_the_manifest_names_deepspeeds_subfolder_where_its_own_note_is_empty(tmp
     folder = checkpoint(tmp_path / "checkpoint-4", trainer)
     assert read_facts(folder) == {"sharding": "zero-2", "processes": 1, "tag": "global_step4"}
     (folder / "latest").write_text("")
-    verify_checkpoint(folder)
+    verify_manifest(folder)
     prepare_checkpoint(trainer, folder)
     assert (folder / "latest").read_text() == "global_step4"
     assert trainer.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] == {"load_universal": False}
@@ -50,11 +50,11 @@ def test_the_manifest_names_deepspeeds_subfolder_where_its_own_note_is_empty(tmp
 
 def test_older_checkpoints_are_read_by_their_note(tmp_path: Path) -> None:
     (tmp_path / "global_step9").mkdir()
-    with pytest.raises(IncompleteCheckpointError, match=r"subfolder global_step… is missing"):
+    with pytest.raises(CheckpointError, match=r"subfolder global_step… is missing"):
         deepspeed_tag(tmp_path, {})
     (tmp_path / "latest").write_text("global_step9\n")
     assert deepspeed_tag(tmp_path, {}) == "global_step9"
-    with pytest.raises(IncompleteCheckpointError, match="subfolder global_step8 is missing"):
+    with pytest.raises(CheckpointError, match="subfolder global_step8 is missing"):
         deepspeed_tag(tmp_path, {"tag": "global_step8"})
 
 

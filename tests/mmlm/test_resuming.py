@@ -17,16 +17,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mmlm.checkpoint_manifest import (
-    IncompleteCheckpointError,
-    complete_checkpoint,
-    list_checkpoints,
-    rotate_checkpoints,
-    verify_checkpoint,
-)
 from mmlm.lm_recipe import LMRecipe
-from mmlm.train import find_checkpoint, train
-from visual_tokenizer.registry import ConfigError
+from mmlm.train import train
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.hf_training.checkpoints import complete_checkpoint, find_checkpoint, list_checkpoints
+from visual_tokenizer.runs.manifest import CheckpointError, read_facts, verify_manifest
 
 
 def test_an_incomplete_checkpoint_is_passed_over_and_named(
@@ -39,17 +34,17 @@ def test_an_incomplete_checkpoint_is_passed_over_and_named(
     train(recipe)
     run = tmp_path / "run"
     newest, older = run / "checkpoint-6", run / "checkpoint-3"
-    verify_checkpoint(newest)
+    verify_manifest(newest)
     optimizer = newest / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:-1])
-    with pytest.raises(IncompleteCheckpointError, match=r"optimizer\.pt has \d+ bytes"):
-        verify_checkpoint(newest)
-    assert find_checkpoint(recipe) == older
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt has \d+ bytes"):
+        verify_manifest(newest)
+    assert find_checkpoint(recipe.output_dir, recipe.training.resume) == older
     assert "optimizer.pt" in caplog.text
     assert "checkpoint-3" in caplog.text
     (older / "manifest.json").unlink()
     (newest / "model.safetensors").unlink()
-    assert find_checkpoint(recipe) is None
+    assert find_checkpoint(recipe.output_dir, recipe.training.resume) is None
     assert "starting from the beginning" in caplog.text
 
 
@@ -64,39 +59,53 @@ def test_a_run_goes_on_over_an_incomplete_checkpoint(
     (run / "checkpoint-6" / "rng_state_5.pth").write_bytes(b"of a run with more processes")
     train(recipe)
     assert losses_of(run) == whole
-    verify_checkpoint(run / "checkpoint-6")
+    verify_manifest(run / "checkpoint-6")
     assert not (run / "checkpoint-6" / "rng_state_5.pth").exists()
 
 
 def test_rotation_keeps_the_newest_complete_ones(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 10):
+    def write(step: int, keep: int, is_complete: bool = True) -> list[str]:
         folder = tmp_path / f"checkpoint-{step}"
         (folder / "global_step1").mkdir(parents=True)
         (folder / "global_step1" / "weights").write_bytes(b"x" * step)
-        if step != 3:
-            complete_checkpoint(folder)
+        if is_complete:
+            complete_checkpoint(folder, keep)
+        return [path.name for path in list_checkpoints(tmp_path)]
+
     (tmp_path / "checkpoint-of-mine").mkdir()
-    rotate_checkpoints(tmp_path, keep=2)
-    assert [path.name for path in list_checkpoints(tmp_path)] == [
-        "checkpoint-2",
-        "checkpoint-3",
-        "checkpoint-10",
-    ]
-    rotate_checkpoints(tmp_path, keep=1)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-10"]
+    write(1, keep=2)
+    write(2, keep=2)
+    write(3, keep=2, is_complete=False)
+    assert write(10, keep=2) == ["checkpoint-2", "checkpoint-3", "checkpoint-10"]
+    assert write(11, keep=1) == ["checkpoint-11"]
     assert (tmp_path / "checkpoint-of-mine").exists()
+
+
+def test_checkpoints_of_older_releases_are_found(tmp_path: Path) -> None:
+    sized, marked = tmp_path / "sized" / "checkpoint-2", tmp_path / "marked" / "checkpoint-2"
+    for folder in (sized, marked):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(b"xyz")
+        (folder.parent / "checkpoint-3").mkdir()
+    (sized / "manifest.json").write_text(json.dumps({"facts": {"sharding": "none"}, "sizes": {"weights": 3}}))
+    (marked / "complete").touch()
+    for folder in (sized, marked):
+        assert find_checkpoint(str(folder.parent), "auto") == folder
+    assert read_facts(sized) == {"sharding": "none"}
+    (sized / "weights").write_bytes(b"xy")
+    assert find_checkpoint(str(sized.parent), "auto") is None
 
 
 def test_resume_never_refuses_a_used_folder_and_a_named_checkpoint_is_taken(
     recipe_fields: dict[str, Any], tmp_path: Path, make_recipe: Callable[..., LMRecipe]
 ) -> None:
     train(make_recipe(recipe_fields))
-    with pytest.raises(ConfigError, match=r"training\.resume is never.*checkpoint-6"):
-        find_checkpoint(make_recipe(recipe_fields, training__resume="never"))
+    with pytest.raises(UserError, match=r"training\.resume is never.*checkpoint-6"):
+        find_checkpoint(str(tmp_path / "run"), "never")
     named = str(tmp_path / "run" / "checkpoint-3")
-    assert str(find_checkpoint(make_recipe(recipe_fields, training__resume=named))) == named
-    with pytest.raises(IncompleteCheckpointError):
-        find_checkpoint(make_recipe(recipe_fields, training__resume=str(tmp_path)))
+    assert str(find_checkpoint(str(tmp_path / "run"), named)) == named
+    with pytest.raises(CheckpointError):
+        find_checkpoint(str(tmp_path / "run"), str(tmp_path))
 
 
 @pytest.mark.slow

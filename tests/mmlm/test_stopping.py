@@ -17,11 +17,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
-from mmlm.checkpoint_manifest import newest_complete
 from mmlm.lm_recipe import LMRecipe
-from mmlm.stopping import SharedSignals, StopAtStep
 from mmlm.train import train
 from visual_tokenizer.errors import Interrupted
+from visual_tokenizer.hf_training.checkpoints import list_checkpoints
+from visual_tokenizer.hf_training.stopping import SharedSignals, StopAtStep
+from visual_tokenizer.runs.manifest import newest_whole
 from visual_tokenizer.runs.processes import StopSignals
 
 STEPS = 60
@@ -55,7 +56,7 @@ def test_a_signal_saves_ends_with_143_and_the_run_goes_on_bit_for_bit(
     assert "stopped by SIGTERM after a checkpoint of step" in errors
     reached = losses_of(run)
     assert 5 <= len(reached) < STEPS, "the run must be stopped in its middle"
-    assert newest_complete(run)[0] == run / f"checkpoint-{len(reached)}"
+    assert newest_whole(list_checkpoints(run))[0] == run / f"checkpoint-{len(reached)}"
     assert not (run / "final").exists()
     assert not (run / "run.lock").exists()
 

@@ -11,23 +11,23 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from mmlm.checkpoint_manifest import list_checkpoints, newest_complete
 from mmlm.data.pairs import PairCollator
 from mmlm.lm_recipe import LMRecipe
 from mmlm.modality_loss import TokenWeights, shift_left
 from mmlm.processing import MultimodalProcessor
-from mmlm.train import build_trainer, load_processor, train
-from mmlm.trainer_arguments import training_arguments
+from mmlm.train import build_trainer, load_processor, run_arguments, train
 from visual_tokenizer.errors import DivergedError, UserError
+from visual_tokenizer.hf_training.checkpoints import list_checkpoints
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.runs.folder import StepLog
+from visual_tokenizer.runs.manifest import newest_whole
 
 
 def test_loss_is_the_weighted_mean_over_the_tokens_and_equals_transformers(
     recipe_fields: dict[str, Any], tmp_path: Path, make_recipe: Callable[..., LMRecipe]
 ) -> None:
     recipe = make_recipe(recipe_fields)
-    trainer = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+    trainer = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))
     batch = PairCollator(pad_id=3)([trainer.train_dataset[position] for position in range(4)])
     model = trainer.model.eval()
     plain = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
@@ -51,7 +51,7 @@ def test_loss_is_the_weighted_mean_over_the_tokens_and_equals_transformers(
 
 def test_padding_does_not_change_the_loss(recipe_fields: dict[str, Any], make_recipe: Callable[..., LMRecipe]) -> None:
     recipe = make_recipe(recipe_fields)
-    trainer = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+    trainer = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))
     items = [trainer.train_dataset[position] for position in range(4)]
     model = trainer.model.eval()
     tight, wide = (trainer.compute_loss(model, PairCollator(3, multiple)(items)) for multiple in (1, 64))
@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(
     recipe_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_recipe: Callable[..., LMRecipe]
 ) -> None:
     recipe = make_recipe(recipe_fields, training__checkpoint_every_steps=2)
-    trainer = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+    trainer = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))
     taken = trainer.compute_loss
 
     def broken(model: Any, inputs: Any, **options: Any) -> Any:
@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(
     monkeypatch.setattr(trainer, "compute_loss", broken)
     with pytest.raises(DivergedError, match=r"not finite: lower optimizer\.learning_rate"):
         trainer.train()
-    assert newest_complete(tmp_path / "run")[0].name == "checkpoint-2"
+    assert newest_whole(list_checkpoints(tmp_path / "run"))[0].name == "checkpoint-2"
 
 
 def test_fsdp_is_never_silently_left_out(
@@ -154,4 +154,4 @@ def test_fsdp_is_never_silently_left_out(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     recipe = make_recipe(recipe_fields)
     with pytest.raises(UserError, match=r"FSDP was asked for, but .* on the CPU"):
-        build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+        build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))

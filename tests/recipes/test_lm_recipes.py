@@ -9,14 +9,14 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from mmlm.checkpoint_manifest import list_checkpoints
 from mmlm.lm_recipe import LMRecipe
 from mmlm.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
 from mmlm.text_tokenizer import train_text_tokenizer
 from mmlm.train import train
-from mmlm.trainer_arguments import read_deepspeed
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
+from visual_tokenizer.hf_training.arguments import read_deepspeed
+from visual_tokenizer.hf_training.checkpoints import list_checkpoints
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.runs.folder import StepLog
 

@@ -56,9 +56,9 @@ def tiny_values(pictures_folder: Path, tmp_path: Path) -> dict[str, Any]:
         "losses": [{"type": "l2"}, {"type": "l1", "weight": 0.5}],
         "data": {
             "source": {"type": "image_folder", "folder": str(pictures_folder), "heldout_fraction": 0.25},
-            "batch_size": 8,
         },
         "training": {
+            "batch_size": 8,
             "max_steps": 6,
             "log_every_steps": 1,
             "sample_every_steps": 0,

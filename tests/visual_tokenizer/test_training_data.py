@@ -36,7 +36,7 @@ def stream(tmp_path: Path) -> Source:
 
 
 def numbers(source: Source, share: Share, first_step: int, steps: int, workers: int = 0) -> list[list[int]]:
-    section = DataSection(source=source.config, batch_size=share.passes * share.pass_size, num_workers=workers)
+    section = DataSection(source=source.config, num_workers=workers)
     batches = training_batches(source, section, image_size=4, seed=3, share=share, first_step=first_step)
     taken = itertools.islice(batches, steps * share.passes)
     return [[int(caption) for caption in batch["caption"]] for batch in taken]

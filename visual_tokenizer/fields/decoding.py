@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import logging
 import re
 import typing
 from collections.abc import Mapping
@@ -17,9 +16,7 @@ from typing import Any
 import draccus
 
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.fields.ranges import Section
-
-logger = logging.getLogger(__name__)
+from visual_tokenizer.fields.former import below, take_former_spellings
 
 
 class ConfigError(UserError):
@@ -97,9 +94,9 @@ def _decode_section(cls: Any, value: Any, key: str) -> Any:
         name = value.pop("type", None)
         if name not in known:
             near = closest(str(name), known)
-            raise UserError(f"{_below(key, 'type')} must be one of {', '.join(known)}, got {name!r}.{near}")
+            raise UserError(f"{below(key, 'type')} must be one of {', '.join(known)}, got {name!r}.{near}")
         cls = cls.family.get(name).Config
-    _take_former_names(cls, value, key)
+    take_former_spellings(cls, value, key)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in value:
         if name not in fields:
@@ -108,27 +105,13 @@ def _decode_section(cls: Any, value: Any, key: str) -> Any:
     for name, field in fields.items():
         is_required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if is_required and name not in value:
-            raise UserError(f"{_below(key, name)} is required")
+            raise UserError(f"{below(key, name)} is required")
     hints = typing.get_type_hints(cls)
-    values = {name: _decode(hints[name], item, _below(key, name)) for name, item in value.items()}
+    values = {name: _decode(hints[name], item, below(key, name)) for name, item in value.items()}
     try:
         return cls(**values)
-    except UserError as error:
+    except ValueError as error:  # a plugin's own check raises a bare one
         raise UserError(_with_key(key, str(error), list(fields))) from error
-
-
-def _take_former_names(cls: Any, value: dict[str, Any], key: str) -> None:
-    renamed = cls.renamed if issubclass(cls, Section) else {}
-    for former in [name for name in value if name in renamed]:
-        now = renamed[former]
-        if now in value:
-            raise UserError(f"{_below(key, former)} is the former name of {_below(key, now)}: give the latter alone")
-        logger.warning("%s is now called %s", _below(key, former), _below(key, now))
-        value[now] = value.pop(former)
-
-
-def _below(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name
 
 
 def _with_key(key: str, message: str, fields: list[str]) -> str:

@@ -39,8 +39,11 @@ OF_LISTS = (MinLen, MaxLen, Growing, Different)
 class Section:
     """Base of the dataclasses that recipes and configs are made of."""
 
-    renamed: ClassVar[Mapping[str, str]] = {}
-    """Former name of a field → its name now; the former one is still read, with a warning."""
+    renamed: ClassVar[Mapping[str, str | None]] = {}
+    """Former name of a field → its name now, both dotted where a section below is meant, or None: it has no use any more.
+    The former one is still read, with a warning."""
+    former_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {}
+    """Field → former value → what is written now; the former one is still read, with a warning."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -102,8 +105,10 @@ def _check(hint: Any, value: Any, name: str) -> None:
             _check(arguments[1], item, f"{name}.{key}")
     elif value is None and hint in (int, float, str, bool):
         raise UserError(f"{name} must be given, got null")
-    elif hint is float and isinstance(value, float) and not math.isfinite(value):
+    elif hint in (int, float) and isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, got {value}")
+    elif hint is int and isinstance(value, float) and not value.is_integer():
+        raise UserError(f"{name} must be a whole number, got {value}")
 
 
 def _check_union(union: Any, value: Any, name: str) -> None:

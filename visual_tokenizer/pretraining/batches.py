@@ -59,7 +59,7 @@ class MaskedBatches:
         for step in range(self.first_step, self.steps):
             for number in range(self.share.passes):
                 own = self.share.slice(number)
-                before = step * self.section.batch_size
+                before = step * self.share.step_size
                 masks = [self.masking(before + place) for place in range(own.start, own.stop)]
                 pixels = next(batches)["pixels"]
                 yield {"pixel_values": pixels, "bool_masked_pos": torch.stack(masks).flatten(1)}

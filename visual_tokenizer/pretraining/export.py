@@ -89,5 +89,5 @@ def _card(model: BeitForMaskedImageModeling, recipe: PretrainingRecipe) -> str:
         source=recipe.data.source.type,
         attribution=SourceConfig.family.get(recipe.data.source.type).attribution,
         steps=recipe.training.max_steps,
-        batch=recipe.data.batch_size,
+        batch=recipe.training.batch_size,
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Interval, Len
 
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.pretraining.model_recipe import BeitSection, PatchAggregationSection
-from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.training_recipe import DataSection, MixedPrecision, OptimizerSection
+from visual_tokenizer.runs.section import RunSection
+from visual_tokenizer.training_recipe import DataSection, OptimizerSection
 
 
 @dataclass(kw_only=True)
@@ -46,53 +47,17 @@ class ProbeSection(Section):
 
 
 @dataclass(kw_only=True)
-class PretrainingSection(Section):
+class PretrainingSection(RunSection):
     """How long, how precisely, and what is written when."""
 
     max_steps: Annotated[int, Ge(1)] = 10_000
-    """Optimiser steps."""
-
-    gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
-    """Forward and backward passes a step, each on its share of `data.batch_size`."""
-
-    mixed_precision: MixedPrecision = "no"
-    """Autocast of the forward pass; the tokenizer computes in float32 in any case."""
-
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-
-    compile: bool = False
-    """Compile the model with torch.compile."""
-
-    seed: Annotated[int, Ge(0)] = 0
-    """Seed of weights, sample order, augmentation and masks."""
-
-    log_every_steps: Annotated[int, Ge(1)] = 20
-    """Steps between log lines, whose values are means over these steps."""
-
-    sample_every_steps: Annotated[int, Ge(0)] = 0
-    """Steps between grids of predicted held-out pictures; 0 for none but the last."""
+    """Optimizer steps."""
 
     sample_pictures: Annotated[int, Ge(1)] = 16
     """Held-out pictures on a grid."""
 
-    evaluate_every_steps: Annotated[int, Ge(0)] = 0
-    """Steps between measurements of loss and accuracy on the held-out pictures; 0 for none but the last."""
-
     max_evaluation_pictures: Annotated[int, Ge(1)] = 1000
     """At most so many held-out pictures are measured."""
-
-    checkpoint_every_steps: Annotated[int, Ge(1)] = 1000
-    """Steps between checkpoints."""
-
-    keep_checkpoints: Annotated[int, Ge(1)] = 2
-    """Newest complete checkpoints that are kept."""
-
-    report_to: list[str] = field(default_factory=list)
-    """Trackers of transformers beside log.jsonl: tensorboard, wandb, trackio, …"""
-
-    resume: bool = True
-    """Go on from the newest complete checkpoint of `output_dir`; false: refuse a folder that has one."""
 
     deepspeed: str | None = None
     """DeepSpeed configuration file, for example recipes/deepspeed/zero2.json; null: as the launcher says."""
@@ -101,6 +66,8 @@ class PretrainingSection(Section):
 @dataclass(kw_only=True)
 class PretrainingRecipe(Section):
     """Everything that masked image modelling depends on."""
+
+    renamed: ClassVar[Mapping[str, str | None]] = {"data.batch_size": "training.batch_size"}
 
     tokenizer: str
     """Folder or hub name of the trained visual tokenizer; its weights stay as they are."""
@@ -158,17 +125,3 @@ class PretrainingRecipe(Section):
         """Patches of a column and of a row."""
         side = self.image_size // self.model.patch_size
         return side, side
-
-    def per_device_batch_size(self, processes: int) -> int:
-        """Return the pictures of one forward pass on one process.
-
-        Raises:
-            ConfigError: `data.batch_size` can't be divided so.
-        """
-        parts = processes * self.training.gradient_accumulation_steps
-        if self.data.batch_size % parts:
-            raise ConfigError(
-                "data.batch_size must be a multiple of processes × training.gradient_accumulation_steps = "
-                f"{processes} × {parts // processes} = {parts}, got {self.data.batch_size}"
-            )
-        return self.data.batch_size // parts

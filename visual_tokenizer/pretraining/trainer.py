@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
-from visual_tokenizer.errors import DivergedError
+from visual_tokenizer.hf_training.trainer import RunTrainer
 from visual_tokenizer.pretraining.batches import HeldoutPictures, MaskedBatches
-from visual_tokenizer.pretraining.complete_checkpoints import discard_checkpoint, mark_complete, rotate_checkpoints
 from visual_tokenizer.pretraining.objective import MaskedTokenMeter, masked_token_loss
 from visual_tokenizer.pretraining.targets import TokenTargets
-from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.runs.manifest import CheckpointError
 
-EVALUATION_PREFIX = "eval_"
+CURVES = {"loss": "loss", "masked_loss": "loss/masked", "eval_masked_loss": "loss/masked, held out"}
+"""What is drawn of a line of the log, by the curve's name."""
 UNDECAYED = ("cls_token", "position_embeddings")
 
 
-class MaskedImageTrainer(Trainer):
+class MaskedImageTrainer(RunTrainer):
     """Trains a BEiT on batches of `pixel_values` (B, 3, H, W) and `bool_masked_pos` (B, N).
 
     The tokenizer is no part of the model: it is in no checkpoint, gets no gradient and is not sharded. Logged beside
@@ -37,12 +34,11 @@ class MaskedImageTrainer(Trainer):
         targets: the frozen tokenizer.
         batches: this process's.
         heldout: measured now and then.
-        keep_checkpoints: complete checkpoints that are kept.
-        **kwargs: as of `Trainer`.
-
-    Raises:
-        ConfigError: one process sees several GPUs, which transformers would use by `DataParallel`.
+        **kwargs: as of `RunTrainer`.
     """
+
+    module = "visual_tokenizer.pretrain"
+    curve = staticmethod(CURVES.get)
 
     def __init__(
         self,
@@ -52,18 +48,12 @@ class MaskedImageTrainer(Trainer):
         targets: TokenTargets,
         batches: MaskedBatches,
         heldout: HeldoutPictures,
-        keep_checkpoints: int,
         **kwargs: Any,
     ) -> None:
-        if args.n_gpu > 1:
-            raise ConfigError(
-                f"one process sees {args.n_gpu} GPUs: start one process a GPU, `accelerate launch --multi_gpu "
-                f"--num_processes {args.n_gpu} -m visual_tokenizer.pretrain …`, or show it one by CUDA_VISIBLE_DEVICES"
-            )
-        super().__init__(model=model, args=args, eval_dataset=heldout, **kwargs)
+        super().__init__(model, args, eval_dataset=heldout, **kwargs)
         # compute_loss gives the mean of a pass, which Trainer divides by the number of passes.
         self.model_accepts_loss_kwargs = False
-        self.targets, self.batches, self.keep_checkpoints = targets, batches, keep_checkpoints
+        self.targets, self.batches = targets, batches
         torch.nn.Module.to(targets.tokenizer, args.device)
         self.train_meter, self.evaluation_meter = MaskedTokenMeter(args.device), MaskedTokenMeter(args.device)
 
@@ -96,19 +86,10 @@ class MaskedImageTrainer(Trainer):
         loss = masked_token_loss(outputs, targets, mask)
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the meters hold, then log as usual.
-
-        Raises:
-            DivergedError: the loss is not finite.
-        """
-        prefix = EVALUATION_PREFIX if any(key.startswith(EVALUATION_PREFIX) for key in logs) else ""
-        if prefix or "loss" in logs:
-            meter = self.evaluation_meter if prefix else self.train_meter
-            logs |= {f"{prefix}{name}": value for name, value in meter.flush(self.accelerator).items()}
-            if not math.isfinite(logs[f"{prefix}loss"]):
-                raise DivergedError(f"the loss is not finite at step {self.state.global_step}")
-        super().log(logs, start_time)
+    def measured(self, prefix: str) -> dict[str, float]:
+        """Return loss and accuracy of the model's own head."""
+        meter = self.evaluation_meter if prefix else self.train_meter
+        return {f"{prefix}{name}": value for name, value in meter.flush(self.accelerator).items()}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the weights by the names they have here.
@@ -130,17 +111,3 @@ class MaskedImageTrainer(Trainer):
         wrong = [*load_result.missing_keys, *load_result.unexpected_keys]
         if wrong:
             raise CheckpointError(f"the checkpoint is of another model: {len(wrong)} weights differ, first {wrong[0]}")
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint, mark it as complete once all processes have written, and remove old ones."""
-        output_dir = Path(str(self.args.output_dir))
-        folder = output_dir / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and folder.exists():  # what an interrupted run left
-            discard_checkpoint(folder)
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            mark_complete(folder)
-            rotate_checkpoints(output_dir, self.keep_checkpoints)
-        self.accelerator.wait_for_everyone()

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from benchmarks.packing import realistic_lengths
 from mmlm.data.packing import PackedSequences, best_fit_decreasing, join
 from mmlm.lm_recipe import LMRecipe
-from mmlm.train import build_trainer, load_processor, train
-from mmlm.trainer_arguments import training_arguments
+from mmlm.train import build_trainer, load_processor, run_arguments, train
 from visual_tokenizer.registry import ConfigError
 
 
@@ -125,7 +124,7 @@ def packed_fields(recipe_fields: dict[str, Any]) -> dict[str, Any]:
 
 def test_lengths_are_those_of_the_items(packed_fields: dict[str, Any], make_recipe: Callable[..., LMRecipe]) -> None:
     recipe = make_recipe(packed_fields, data__caption_dropout=0.4)
-    rows = build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe)).train_dataset
+    rows = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe)).train_dataset
     assert len(rows) == 6 * 4
     pairs = rows.sequences
     items = pairs.__getitems__(range(60))
@@ -147,7 +146,7 @@ def test_a_packed_run_resumes_where_it_was(
 
 def test_epochs_count_sequences(packed_fields: dict[str, Any], make_recipe: Callable[..., LMRecipe]) -> None:
     recipe = make_recipe(packed_fields, training__max_steps=None, training__epochs=32, training__batch_size=2)
-    args = training_arguments(recipe)
+    args = run_arguments(recipe)
     rows = build_trainer(recipe, load_processor(recipe.model), args).train_dataset
     assert len(rows) == 2 * args.max_steps
     read = [position for row in range(len(rows)) for position in rows.documents(row)]
@@ -162,4 +161,4 @@ def test_lengths_that_cannot_be_are_refused(
     for length, message in ((129, "at most the model's max_position_embeddings = 128"), (20, "more than the 20 of")):
         recipe = make_recipe(packed_fields, data__max_length=length)
         with pytest.raises((ConfigError, ValueError), match=message):
-            build_trainer(recipe, load_processor(recipe.model), training_arguments(recipe))
+            build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))

@@ -13,8 +13,7 @@ from PIL import Image
 from mmlm.data.resolutions import StagedSequences, at_size
 from mmlm.data.shards import read_header
 from mmlm.lm_recipe import LMRecipe
-from mmlm.train import build_trainer, load_processor, train
-from mmlm.trainer_arguments import training_arguments
+from mmlm.train import build_trainer, load_processor, run_arguments, train
 from visual_tokenizer.registry import ConfigError
 
 STAGES = [{"image_size": 16, "until_step": 2}, {"image_size": 24, "until_step": 3}, {"image_size": 32}]
@@ -34,7 +33,7 @@ def test_every_step_has_the_pictures_of_its_size_in_the_order_of_one_size(
 ) -> None:
     recipe = make_recipe(fields)
     processor = load_processor(recipe.model)
-    sequences: Any = build_trainer(recipe, processor, training_arguments(recipe)).train_dataset
+    sequences: Any = build_trainer(recipe, processor, run_arguments(recipe)).train_dataset
     assert isinstance(sequences, StagedSequences)
     assert len(sequences) == 6 * 4
     grids = [4] * 8 + [9] * 4 + [16] * 12
@@ -44,7 +43,7 @@ def test_every_step_has_the_pictures_of_its_size_in_the_order_of_one_size(
     assert lengths.tolist() == [len(sequences[position]["input_ids"]) for position in range(24)]
 
     plain: Any = build_trainer(
-        make_recipe(recipe_fields), processor, training_arguments(make_recipe(recipe_fields))
+        make_recipe(recipe_fields), processor, run_arguments(make_recipe(recipe_fields))
     ).train_dataset
     for position in range(24):
         one, other = (item["input_ids"][item["token_kinds"] == 0] for item in (sequences[position], plain[position]))

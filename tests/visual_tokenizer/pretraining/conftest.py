@@ -58,7 +58,7 @@ def beit_recipe(pictures_folder: Path, tokenizer_folder: Path, tmp_path: Path) -
             "model.intermediate_size": 32,
             "data.source": {"type": "image_folder", "folder": str(pictures_folder), "heldout_fraction": 0.25},
             "data.transform": {"horizontal_flip": True},
-            "data.batch_size": 8,
+            "training.batch_size": 8,
             "training.max_steps": 4,
             "training.log_every_steps": 1,
             "training.checkpoint_every_steps": 2,

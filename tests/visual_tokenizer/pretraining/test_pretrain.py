@@ -9,12 +9,11 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, BeitForMaskedImageModeling, BeitModel
 
 from visual_tokenizer import VisualTokenizer, pretrain, probe
-from visual_tokenizer.pretraining.complete_checkpoints import MARKER
 from visual_tokenizer.pretraining.targets import TokenTargets
-from visual_tokenizer.pretraining.trainer_arguments import training_arguments
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.runs.folder import StepLog
+from visual_tokenizer.runs.manifest import verify_manifest
 
 
 def weights(folder):
@@ -29,7 +28,7 @@ def test_a_run_that_goes_on_ends_as_an_unbroken_one(beit_recipe, tmp_path):
     settings = {"model__drop_path": 0.2, "data__transform": {"horizontal_flip": True, "crop": "random"}}
     whole = pretrain.pretrain(beit_recipe(output_dir=str(tmp_path / "whole"), **settings))
     broken = beit_recipe(output_dir=str(tmp_path / "broken"), **settings)
-    args = training_arguments(broken)
+    args = pretrain.run_arguments(broken)
     tokenizer = VisualTokenizer.from_pretrained(broken.tokenizer)
     trainer = pretrain.build_trainer(broken, tokenizer, args, 0)
 
@@ -43,7 +42,7 @@ def test_a_run_that_goes_on_ends_as_an_unbroken_one(beit_recipe, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     half = tmp_path / "broken" / "checkpoint-2"
-    assert (half / MARKER).is_file()
+    verify_manifest(half)
     (tmp_path / "broken" / "checkpoint-3").mkdir()  # what was being written
     torch.manual_seed(99)
     final = pretrain.pretrain(broken)
@@ -80,7 +79,7 @@ def test_the_tokenizer_stays_as_it_is_and_in_no_checkpoint(beit_recipe, tmp_path
 def test_transformers_loads_the_result_and_finds_the_same_features(beit_recipe, pictures_folder):
     recipe = beit_recipe(patch_aggregation={"layer": 1, "head_layers": 1})
     tokenizer = VisualTokenizer.from_pretrained(recipe.tokenizer)
-    trainer = pretrain.build_trainer(recipe, tokenizer, training_arguments(recipe), 0)
+    trainer = pretrain.build_trainer(recipe, tokenizer, pretrain.run_arguments(recipe), 0)
     trainer.train()
     final = pretrain.save_final(trainer, tokenizer, recipe)
     trained = trainer.model.eval()
@@ -146,8 +145,8 @@ def test_commands_write_what_they_say_and_name_what_is_wrong(beit_recipe, tmp_pa
     capsys.readouterr()
     assert probe.main(["--model", str(final), "--output", str(tmp_path / "again.json")]) == 2
     assert "probe.label_column must be a column of labels of the source" in capsys.readouterr().err
-    assert pretrain.main(["--config", str(file), "--training.resume", "false"]) == 2
-    assert "training.resume must be true" in capsys.readouterr().err
+    assert pretrain.main(["--config", str(file), "--training.resume", "never"]) == 2
+    assert "training.resume is never" in capsys.readouterr().err
     assert pretrain.main(["--config", str(file), "--model.patch_size", "8"]) == 2
     assert "the patch grid must equal the token grid" in capsys.readouterr().err
     assert pretrain.main(["--config", str(file), "--masking.mask_patches", "8"]) == 2
