@@ -7,10 +7,10 @@ the use of the codes is counted over the training set, each once.
   python -m benchmarks.compare_architectures --steps 400                 pictures
   python -m benchmarks.compare_architectures --kind clips --steps 100    clips of 17 frames
   python -m benchmarks.compare_architectures --only vqgan vit --steps 2000 --out run/long
-  python -m benchmarks.compare_architectures --data.batch_size 16        any key of the recipes, for all alike
+  python -m benchmarks.compare_architectures --training.batch_size 16        any key of the recipes, for all alike
 
 Finished runs are not repeated; one that was interrupted goes on.
-Exit codes: 0 done; 1 a run diverged; 2 something to be put right by you; 130, 143 interrupted.
+Exit codes: 0 done; 1 a run diverged; 2 usage or input error; 130, 143 interrupted.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
 
 
 def _runs(options: Any, overrides: dict[str, Any]) -> list[Run]:
-    settings = {"data.batch_size": BATCH_SIZES[options.kind], "training.gradient_accumulation_steps": 1, **overrides}
+    settings = {"training.batch_size": BATCH_SIZES[options.kind], "training.gradient_accumulation_steps": 1, **overrides}
     return [
         build_run(
             name,

@@ -7,10 +7,10 @@ Held-out pictures are reconstructed; the use of the codes is counted over the tr
   python -m benchmarks.compare_quantizers --set rate --bits 10 13       … at two rates: a rate-distortion plot
   python -m benchmarks.compare_quantizers --set collapse                8,192 explicit codes, one change at a time
   python -m benchmarks.compare_quantizers --set rate --only fsq lfq --steps 500 --out run/quick
-  python -m benchmarks.compare_quantizers --set rate --data.batch_size 16    any key of the recipe, for all alike
+  python -m benchmarks.compare_quantizers --set rate --training.batch_size 16    any key of the recipe, for all alike
 
 Each set takes about 20 minutes on 2 CPU cores. Finished runs are not repeated; one that was interrupted goes on.
-Exit codes: 0 done; 1 a run diverged; 2 something to be put right by you; 130, 143 interrupted.
+Exit codes: 0 done; 1 a run diverged; 2 usage or input error; 130, 143 interrupted.
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@ pictures and measured on the held-out ones, of which there are about 380: shares
 
   python -m benchmarks.compare_semantic --steps 2000
   python -m benchmarks.compare_semantic --only baseline vq_kd tokenflow --steps 500 --out run/quick
-  python -m benchmarks.compare_semantic --data.batch_size 16             any key of the recipes, for all alike
+  python -m benchmarks.compare_semantic --training.batch_size 16             any key of the recipes, for all alike
 
 Beside each method stands reconstruction alone with as many codebooks and channels, for wider codes say more by their
 width alone. A method passes where kNN accuracy and retrieval (mean recall: R@1, R@5 and R@10 in both directions), both
 on the mean of the codes, are above that baseline's by more than two standard errors of the difference, taken picture by
 picture; TokenFlow and ImageFolder keep 95 % of its PSNR too. Bags of tokens, in the columns beside, don't know of
 widths. Finished runs are not repeated; one that was interrupted goes on.
-Exit codes: 0 done; 1 a run diverged; 2 something to be put right by you; 130, 143 interrupted.
+Exit codes: 0 done; 1 a run diverged; 2 usage or input error; 130, 143 interrupted.
 """
 
 from __future__ import annotations

@@ -25,12 +25,12 @@ def test_every_small_recipe_of_an_architecture_is_compared():
 
 
 def test_a_comparison_trains_measures_and_is_not_repeated(tmp_path, capsys):
-    words = ["--only", "vqvae", "--steps", "2", "--out", str(tmp_path), "--data.batch_size", "2"]
+    words = ["--only", "vqvae", "--steps", "2", "--out", str(tmp_path), "--training.batch_size", "2"]
     small = ["--quantizer.initializer", "{type: random}", "--data.source.skin_tones", "false"]
     assert compare_architectures.main([*words, *small]) == 0
     (result,) = json.loads((tmp_path / "pictures.json").read_text())
     assert result["name"] == "vqvae"
-    assert result["recipe"]["data"]["batch_size"] == 2
+    assert result["recipe"]["training"]["batch_size"] == 2
     assert result["bits_per_picture"] == pytest.approx(result["tokens_per_picture"] * 9)
     table = (tmp_path / "pictures.md").read_text()
     assert f"{result['heldout']['psnr_db']:.2f}" in table
