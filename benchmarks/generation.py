@@ -30,6 +30,7 @@ from mmlm.generation.loop import pad_left
 from mmlm.generation.sampling import RowSampler, row_uniforms
 from mmlm.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
+from mmlm.sampling import PictureSampling, Sampling
 from mmlm.text_tokenizer import train_text_tokenizer
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 
@@ -100,7 +101,7 @@ def draw_with_generate(
     processors = [
         UnbatchedClassifierFreeGuidanceLogitsProcessor(SCALE, model, unconditional_ids=nothing),
         LayoutConstraint(layout, grid, ids.shape[1]),
-        RowSampler(uniforms.to(model.device), ids.shape[1], temperature, TOP_K),
+        RowSampler(uniforms.to(model.device), ids.shape[1], Sampling(temperature=temperature, top_k=TOP_K)),
     ]
     config = GenerationConfig(max_new_tokens=steps, do_sample=False, pad_token_id=layout.eos_id, eos_token_id=None)
     result = model.generate(
@@ -122,9 +123,7 @@ def measure(
             model,
             processor,
             prompts,
-            guidance_scale=SCALE,
-            temperature=temperature,
-            top_k=TOP_K,
+            PictureSampling(guidance_scale=SCALE, temperature=temperature, top_k=TOP_K),
             batch_size=len(prompts),
             grid=processor.grid,
             compile=compiled,

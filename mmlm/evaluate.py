@@ -11,14 +11,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from mmlm.measures.base import Findings, Measure, MeasureConfig, measure_configs
 from mmlm.merged_model import load_merged
 from mmlm.picture_bank import NETWORK, Accuracy
+from mmlm.sampling import Scale, Temperature, TopK, TopP
 from mmlm.subject import Subject
-from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
-from visual_tokenizer.errors import UserError
+from visual_tokenizer.data.sources.base import SourceConfig, Split
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.plots import save_picture
 from visual_tokenizer.recipe import provenance
 from visual_tokenizer.registry import ConfigError
@@ -33,7 +36,7 @@ def _default_measures() -> list[Any]:
 
 
 @dataclass(kw_only=True)
-class EvaluationRecipe:
+class EvaluationRecipe(Section):
     """What is measured, and on which pictures."""
 
     model: str
@@ -44,32 +47,27 @@ class EvaluationRecipe:
     """Folder for evaluation.json and the sheets of pictures; files of those names are replaced."""
     measures: list[Any] = field(default_factory=_default_measures)
     """Parts of `mmlm.measures`, each once: names, or `{type: name, field: value}`."""
-    split: str = "train"
-    """Split of the source that gives prompts and neighbours: train, heldout or all."""
-    num_prompts: int = 64
-    """Captions that are drawn, and pairs of each split that are measured; 1 or more; fewer where the split has not so
-    many."""
-    max_pictures: int = 20_000
-    """Pictures of the split that are compared with, the first ones; 1 or more."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance, 0 or more; 1: none; null, here and in the next three: as saved with the model."""
-    temperature: float | None = None
-    """0 (greedy) or more."""
-    top_k: int | None = None
+    split: Split = "train"
+    """Split of the source that gives prompts and neighbours."""
+    num_prompts: Annotated[int, Ge(1)] = 64
+    """Captions that are drawn, and pairs of each split that are measured; fewer where the split has not so many."""
+    max_pictures: Annotated[int, Ge(1)] = 20_000
+    """Pictures of the split that are compared with, the first ones."""
+    guidance_scale: Scale | None = None
+    """Classifier-free guidance; 1: none; null, here and in the next three: as saved with the model."""
+    temperature: Temperature | None = None
+    """Scores are divided by it; 0: the likeliest token."""
+    top_k: TopK | None = None
     """Only the k likeliest tokens are drawn from; 0: all."""
-    top_p: float | None = None
-    """Only the likeliest tokens that together have this probability are drawn from; in (0, 1]."""
-    seed: int = 0
+    top_p: TopP | None = None
+    """Only the likeliest tokens that together have this probability are drawn from."""
+    seed: Annotated[int, Ge(0)] = 0
     """Of the drawings."""
-    batch_size: int = 16
-    """Drawings, or sequences, at a time; 1 or more."""
+    batch_size: Annotated[int, Ge(1)] = 16
+    """Drawings, or sequences, at a time."""
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-        for name in ("num_prompts", "max_pictures", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        super().__post_init__()
         if not measure_configs(self.measures):
             raise ConfigError(f"measures must hold one of {', '.join(MeasureConfig.family.names())} or more, got none")
 

@@ -43,7 +43,7 @@ def generate(
         float | None, typer.Option("--top-p", help="Sample from the likeliest tokens of this probability.")
     ] = None,
     seed: SeedOption = 0,
-    num_images: Annotated[int, typer.Option("--num-images", help="Pictures of each prompt.")] = 1,
+    num_images: Annotated[int, typer.Option("--num-images", min=1, help="Pictures of each prompt.")] = 1,
     image: Annotated[
         list[str] | None,
         typer.Option("--image", help="Picture before each prompt, to be edited or as an example; may be given again."),
@@ -90,18 +90,23 @@ def generate(
     from mmlm.generation.grid import image_grid
     from mmlm.generation.images import generate_images
     from mmlm.merged_model import load_merged
+    from mmlm.sampling import PictureSampling
 
     be_quiet()
-    settings: dict[str, Any] = {
+    sampling = {
         "guidance_scale": guidance_scale,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
+        "image_guidance_scale": image_guidance_scale,
+        "negative_prompt": negative_prompt,
+    }
+    PictureSampling.over({}, **sampling)  # refuses what is out of range before the model is loaded
+    settings: dict[str, Any] = {
+        **sampling,
         "seed": seed,
         "batch_size": batch_size,
         "show_progress": True,
-        "image_guidance_scale": image_guidance_scale,
-        "negative_prompt": negative_prompt,
         "compile": compile_steps,
     }
     loaded = load_merged(model, device)
@@ -120,7 +125,7 @@ def generate(
 def describe(
     model: ModelOption,
     image: Annotated[list[str], typer.Option("--image", help="Picture file; may be given again.")],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest caption, in tokens.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest caption, in tokens.")] = 32,
     temperature: TemperatureOption = 0.0,
     top_k: TopKOption = 0,
     top_p: TopPOption = 1.0,
@@ -137,8 +142,10 @@ def describe(
     _check_files("--image", image)
     from mmlm.generation.captions import describe_images
     from mmlm.merged_model import load_merged
+    from mmlm.sampling import Sampling
 
     be_quiet()
+    Sampling(temperature=temperature, top_k=top_k, top_p=top_p)  # refuses them before the model is loaded
     captions = describe_images(
         *load_merged(model, device),
         image,
@@ -161,8 +168,8 @@ def answer(
         list[str] | None,
         typer.Option("--image", help="Picture file; before the text where it holds no {1}; may be given again."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Pictures' tokens included.")] = 1024,
-    max_images: Annotated[int, typer.Option("--max-images", help="Most pictures of the answer.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Pictures' tokens included.")] = 1024,
+    max_images: Annotated[int, typer.Option("--max-images", min=0, help="Most pictures of the answer.")] = 4,
     open_image: Annotated[bool, typer.Option("--open-image", help="Begin the answer with a picture.")] = False,
     temperature: Annotated[float, typer.Option("--temperature", help="Of text; 0: the likeliest token.")] = 0.7,
     top_p: Annotated[float, typer.Option("--top-p", help="Of text.")] = 0.9,
@@ -189,9 +196,12 @@ def answer(
     pieces = _placed(prompt, pictures)
     from mmlm.generation.interleaved import generate_interleaved, join_pieces
     from mmlm.merged_model import load_merged
+    from mmlm.sampling import PictureSampling, Sampling
     from visual_tokenizer.runs.files import whole_folder
 
     be_quiet()
+    Sampling(temperature=temperature, top_p=top_p)  # refuses what is out of range before the model is loaded
+    PictureSampling.over({}, guidance_scale=guidance_scale, image_guidance_scale=image_guidance_scale)
     found = join_pieces(
         generate_interleaved(
             *load_merged(model, device),

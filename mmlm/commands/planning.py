@@ -22,10 +22,10 @@ def plan(
     mfu: Annotated[float, typer.Option("--mfu", help="Share of the peak that is reached.")] = 0.45,
     peak_tflops: Annotated[float, typer.Option("--peak-tflops", help="Of a device; 989: H100, bf16.")] = 989.0,
     sequences: Annotated[
-        int | None, typer.Option("--sequences", help="Of the training split; default: as the shards say.")
+        int | None, typer.Option("--sequences", min=1, help="Of the training split; default: as the shards say.")
     ] = None,
     sequence_length: Annotated[
-        int | None, typer.Option("--sequence-length", help="Tokens on average; default: the most there may be.")
+        int | None, typer.Option("--sequence-length", min=1, help="Tokens on average; default: the most there may be.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

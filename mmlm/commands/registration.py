@@ -29,7 +29,7 @@ DeviceOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", help="The same seed draws the same.")]
 TopKOption = Annotated[int, typer.Option("--top-k", help="Sample from the k likeliest tokens; 0: all.")]
 TopPOption = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this probability.")]
-BatchOption = Annotated[int, typer.Option("--batch-size", help="Pictures at a time.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0: the likeliest token.")]
 
 

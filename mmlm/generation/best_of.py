@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from mmlm.generation.images import generate_indices
 from mmlm.generation.loop import evaluation_mode
 from mmlm.processing import MultimodalProcessor
+from mmlm.sampling import PictureSampling
 from visual_tokenizer.errors import UserError
 
 
@@ -114,13 +116,10 @@ def generate_best(
     """
     if candidates < 1:
         raise UserError(f"candidates must be 1 or more, got {candidates}")
+    given = {field.name: settings.pop(field.name, None) for field in fields(PictureSampling)}
+    sampling = PictureSampling.over(processor.sampling, **given)
     indices = generate_indices(
-        model,
-        processor,
-        prompts,
-        num_images_per_prompt=candidates,
-        grid=grid,
-        **settings,
+        model, processor, prompts, sampling, num_images_per_prompt=candidates, grid=grid, **settings
     ).cpu()
     images = processor.decode_indices(indices)
     best = []

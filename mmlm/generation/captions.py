@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from mmlm.generation.loop import evaluation_mode
-from mmlm.generation.sampling import RowSampler, check_sampling, row_uniforms
+from mmlm.generation.sampling import RowSampler, row_uniforms
 from mmlm.generation.writing import text_ids_of, write_text
 from mmlm.processing import MultimodalProcessor
+from mmlm.sampling import Sampling
 from visual_tokenizer.errors import UserError
 
 
@@ -53,7 +54,7 @@ def describe_images(
         raise UserError(f"images must be a list of one or more pictures, got {images!r}")
     if max_new_tokens < 1 or batch_size < 1:
         raise UserError(f"max_new_tokens and batch_size must be 1 or more, got {max_new_tokens} and {batch_size}")
-    check_sampling(temperature, top_k, top_p)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     processor.check_model(model)
     layout = processor.layout
     allowed = text_ids_of(model, processor)
@@ -63,7 +64,7 @@ def describe_images(
             indices = processor.encode_images(list(images[start : start + batch_size]))
             prompts = [processor.prompt_for_caption(one) for one in indices]
             streams = [row_uniforms(seed, _fingerprint(one), 0, max_new_tokens) for one in indices]
-            sampler = RowSampler(torch.stack(streams).to(model.device), 0, temperature, top_k, top_p)
+            sampler = RowSampler(torch.stack(streams).to(model.device), 0, sampling)
             tokens = write_text(model, prompts, allowed, sampler, max_new_tokens, layout.eos_id)
             sampler.check_sound()
             captions += [_text(processor, row) for row in tokens.tolist()]

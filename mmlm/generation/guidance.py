@@ -13,14 +13,15 @@ and Chameleon's guidance is Emu3's with the text's scale.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from mmlm.generation.prompts import Prompt, Segment
+from mmlm.generation.prompts import Prompt, Segment, read_prompts
+from mmlm.processing import MultimodalProcessor
+from mmlm.sampling import PictureSampling
 from visual_tokenizer.errors import UserError
 
 NOTHING = Prompt((), "")
@@ -47,17 +48,10 @@ class Guidance:
 
 @dataclass(frozen=True)
 class TextGuidance(Guidance):
-    """Emu3's: away from a negative prompt, or from no prompt at all.
-
-    Raises:
-        UserError: a scale below 0, or not finite.
-    """
+    """Emu3's: away from a negative prompt, or from no prompt at all."""
 
     scale: float
     negative: Prompt = NOTHING
-
-    def __post_init__(self) -> None:
-        check_scale("guidance_scale", self.scale)
 
     def contexts(self, prompt: Prompt) -> list[Prompt]:
         return [prompt, self.negative]
@@ -68,19 +62,11 @@ class TextGuidance(Guidance):
 
 @dataclass(frozen=True)
 class TextAndImageGuidance(Guidance):
-    """Chameleon's: `u + s_img · (i - u) + s_txt · (full - i)`, where i knows the prompt's pictures and u nothing.
-
-    Raises:
-        UserError: a scale below 0, or not finite.
-    """
+    """Chameleon's: `u + s_img · (i - u) + s_txt · (full - i)`, where i knows the prompt's pictures and u nothing."""
 
     text_scale: float
     image_scale: float
     negative: Prompt = NOTHING
-
-    def __post_init__(self) -> None:
-        check_scale("guidance_scale", self.text_scale)
-        check_scale("image_guidance_scale", self.image_scale)
 
     def contexts(self, prompt: Prompt) -> list[Prompt]:
         pictures: tuple[Segment, ...] = tuple(segment for segment in prompt.segments if segment.is_picture)
@@ -91,21 +77,13 @@ class TextAndImageGuidance(Guidance):
         return nothing + self.image_scale * (images - nothing) + self.text_scale * (full - images)
 
 
-def choose_guidance(
-    guidance_scale: float, image_guidance_scale: float | None = None, negative: Prompt | None = None
-) -> Guidance:
+def choose_guidance(processor: MultimodalProcessor, sampling: PictureSampling) -> Guidance:
     """Return three-way guidance where an `image_guidance_scale` is given, else two-way; none where scales are 1."""
-    away_from = NOTHING if negative is None else negative
-    if image_guidance_scale is not None:
-        return TextAndImageGuidance(guidance_scale, image_guidance_scale, away_from)
-    two_way = TextGuidance(guidance_scale, away_from)
-    return Guidance() if guidance_scale == 1 else two_way
-
-
-def check_scale(field: str, scale: float) -> None:
-    """Raise `UserError` unless 0 <= scale < infinity."""
-    if not 0 <= scale < math.inf:
-        raise UserError(f"{field} must be 0 or more, got {scale}")
+    away_from = sampling.negative_prompt
+    negative = NOTHING if away_from is None else read_prompts(processor, [away_from])[0]
+    if sampling.image_guidance_scale is not None:
+        return TextAndImageGuidance(sampling.guidance_scale, sampling.image_guidance_scale, negative)
+    return Guidance() if sampling.guidance_scale == 1 else TextGuidance(sampling.guidance_scale, negative)
 
 
 class ClassifierFreeGuidance(LogitsProcessor):

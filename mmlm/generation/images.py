@@ -19,8 +19,9 @@ from mmlm.generation.guidance import choose_guidance
 from mmlm.generation.loop import evaluation_mode
 from mmlm.generation.previews import OnRows, preview_images, steps_of_rows
 from mmlm.generation.prompts import read_prompts
-from mmlm.generation.sampling import RowSampler, check_sampling, row_uniforms
+from mmlm.generation.sampling import RowSampler, row_uniforms
 from mmlm.processing import MultimodalProcessor
+from mmlm.sampling import PictureSampling
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.token_lengths import pad_tokens
 
@@ -81,22 +82,26 @@ def generate_images(
         UserError: model and processor do not belong together.
         UserError: the processor has no visual tokenizer.
     """
+    sampling = PictureSampling.over(
+        processor.sampling,
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        image_guidance_scale=image_guidance_scale,
+        negative_prompt=negative_prompt,
+    )
     with evaluation_mode(*([] if processor.codec is None else [processor.codec])):
         indices = generate_indices(
             model,
             processor,
             prompts,
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
+            sampling,
             seed=seed,
             num_images_per_prompt=num_images_per_prompt,
             batch_size=batch_size,
             grid=grid,
             show_progress=show_progress,
-            image_guidance_scale=image_guidance_scale,
-            negative_prompt=negative_prompt,
             on_rows=on_rows,
             rows_per_preview=rows_per_preview,
             compile=compile,
@@ -108,30 +113,24 @@ def generate_indices(
     model: PreTrainedModel,
     processor: MultimodalProcessor,
     prompts: Sequence[Any],
+    sampling: PictureSampling | None = None,
     *,
-    guidance_scale: float | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
     seed: int | Sequence[int] = 0,
     num_images_per_prompt: int = 1,
     batch_size: int = 16,
     grid: Sequence[int] | None = None,
     show_progress: bool = False,
-    image_guidance_scale: float | None = None,
-    negative_prompt: str | None = None,
     on_rows: OnRows | None = None,
     rows_per_preview: int = 1,
     compile: bool = False,
 ) -> Tensor:
     """Return the visual indices of pictures, (B, *grid) or (B, *grid, num_codebooks) int64; see `generate_images`.
 
+    `sampling` None is as saved with the model.
     Where the model chooses the lengths, the rows are `ABSENT` behind each picture's own indices.
     """
-    saved: dict[str, Any] = processor.sampling
-    temperature = saved["temperature"] if temperature is None else temperature
-    top_k = saved["top_k"] if top_k is None else top_k
-    top_p = saved["top_p"] if top_p is None else top_p
+    if sampling is None:
+        sampling = PictureSampling.over(processor.sampling)
     for field, value in (
         ("num_images_per_prompt", num_images_per_prompt),
         ("batch_size", batch_size),
@@ -139,11 +138,7 @@ def generate_indices(
     ):
         if value < 1:
             raise UserError(f"{field} must be 1 or more, got {value}")
-    check_sampling(temperature, top_k, top_p)
-    negative = read_prompts(processor, [negative_prompt])[0] if negative_prompt is not None else None
-    guidance = choose_guidance(
-        saved["guidance_scale"] if guidance_scale is None else guidance_scale, image_guidance_scale, negative
-    )
+    guidance = choose_guidance(processor, sampling)
     processor.check_model(model)
     layout = processor.layout
     grids = processor.grids if grid is None else [tuple(grid)]
@@ -161,7 +156,7 @@ def generate_indices(
         for start in range(0, len(texts), batch_size):
             part = texts[start : start + batch_size]
             uniforms = torch.stack(streams[start : start + batch_size]).to(model.device)
-            sampler = RowSampler(uniforms, 0, temperature, top_k, top_p)
+            sampler = RowSampler(uniforms, 0, sampling)
             if grammar is not None:
                 tell = None if on_rows is None else _growing(processor, rows_per_preview, start, on_rows)
                 found += draw_blocks(model, grammar, part, guidance, sampler, tell, compile)

@@ -17,10 +17,11 @@ from mmlm.generation.guidance import Guidance, choose_guidance
 from mmlm.generation.loop import evaluation_mode, most_positions
 from mmlm.generation.previews import OnRows, preview_images, steps_of_rows
 from mmlm.generation.prompts import Prompt, Segment, read_prompts
-from mmlm.generation.sampling import RowSampler, check_sampling, row_uniforms
+from mmlm.generation.sampling import RowSampler, row_uniforms
 from mmlm.generation.writing import text_ids_of
 from mmlm.layouts.base import Grid
 from mmlm.processing import MultimodalProcessor
+from mmlm.sampling import PictureSampling, Sampling
 from visual_tokenizer.errors import UserError
 
 
@@ -92,15 +93,18 @@ def generate_interleaved(
         UserError: the processor has no visual tokenizer.
     """
     writer = _Writer(model, processor, read_prompts(processor, [prompt])[0], max_new_tokens, seed, end_turn)
-    check_sampling(text_temperature, text_top_k, text_top_p)
-    saved: dict[str, Any] = processor.sampling
-    own = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    drawing: dict[str, Any] = {name: saved[name] if value is None else value for name, value in own.items()}
-    check_sampling(**drawing)
-    negative = read_prompts(processor, [negative_prompt])[0] if negative_prompt is not None else None
-    guidance = choose_guidance(
-        saved["guidance_scale"] if guidance_scale is None else guidance_scale, image_guidance_scale, negative
+    text = writer.sampler(Sampling(temperature=text_temperature, top_k=text_top_k, top_p=text_top_p))
+    drawing = PictureSampling.over(
+        processor.sampling,
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        image_guidance_scale=image_guidance_scale,
+        negative_prompt=negative_prompt,
     )
+    pencil = writer.sampler(drawing)
+    guidance = choose_guidance(processor, drawing)
     if max_images < 0:
         raise UserError(f"max_images must be 0 or more, got {max_images}")
     if open_image and not max_images:
@@ -108,8 +112,6 @@ def generate_interleaved(
     opener = _opener(processor)
     if open_image and opener is None:
         raise UserError(f"{processor.layout.config.type!r} has no token that opens a picture: use generate_images")
-    text = writer.sampler(text_temperature, text_top_k, text_top_p)
-    pencil = writer.sampler(**drawing)
     grammar = BlockGrammar(processor.layout, grids or _usual_grids(processor)) if opener is not None else None
     if grammar is not None and grammar.shortest > writer.room and open_image:
         raise UserError(f"a picture has {grammar.shortest} tokens, but max_new_tokens leaves {writer.room}")
@@ -185,10 +187,10 @@ class _Writer:
         self._shown = ""
         self._text: list[int] = []
 
-    def sampler(self, temperature: float, top_k: int, top_p: float) -> RowSampler:
+    def sampler(self, sampling: Sampling) -> RowSampler:
         """Return a sampler whose random numbers are the answer's, one a token."""
         uniforms = row_uniforms(self.seed, self.name, 0, self.steps)[None].to(self.model.device)
-        return RowSampler(uniforms, 0, temperature, top_k, top_p)
+        return RowSampler(uniforms, 0, sampling)
 
     def _current(self) -> Decoder:
         """Return the decoder after all tokens so far."""

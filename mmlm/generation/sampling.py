@@ -14,17 +14,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from mmlm.sampling import Sampling
 from visual_tokenizer.errors import UserError
-
-
-def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
-    """Raise `UserError` unless temperature >= 0, top_k >= 0 and 0 < top_p <= 1."""
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature must be 0 (greedy) or more, got {temperature}")
-    if top_k < 0 or int(top_k) != top_k:
-        raise UserError(f"top_k must be a whole number, 0 (off) or more, got {top_k}")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p must be in (0, 1], got {top_p}")
 
 
 def row_uniforms(seed: int, text: str, repeat: int, steps: int) -> Tensor:
@@ -80,28 +71,15 @@ class RowSampler(LogitsProcessor):
         uniforms: (B, steps) float64, one row of `row_uniforms` for each row of the batch; a batch of m · B rows is
             taken as m copies of the same B rows, which get the same tokens.
         prompt_length: tokens of a row before the first one that is drawn, padding included.
-        temperature: scores are divided by it; 0 takes the most likely token.
-        top_k: keep that many of the most likely tokens; 0 keeps all.
-        top_p: keep the most likely tokens that together have this probability; in (0, 1], 1 keeps all.
-
-    Raises:
-        UserError: a setting out of its range.
+        sampling: temperature, top_k and top_p.
     """
 
     supports_continuous_batching = False
 
-    def __init__(
-        self,
-        uniforms: Tensor,
-        prompt_length: int,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ) -> None:
-        check_sampling(temperature, top_k, top_p)
+    def __init__(self, uniforms: Tensor, prompt_length: int, sampling: Sampling) -> None:
         self.uniforms = uniforms
         self.prompt_length = prompt_length
-        self.temperature, self.top_k, self.top_p = temperature, int(top_k), top_p
+        self.sampling = sampling
         self._is_sound = torch.ones((), dtype=torch.bool, device=uniforms.device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -115,13 +93,14 @@ class RowSampler(LogitsProcessor):
         """Return the tokens (B,) int64 of scores (B, V) at `step`."""
         best = scores.amax(-1, keepdim=True)
         self._is_sound &= best.isfinite().all()  # stays on the device: looking at it would make each step wait
-        if self.temperature == 0:
+        sampling = self.sampling
+        if sampling.temperature == 0:
             return scores.argmax(-1)
-        scores = (scores - best) / self.temperature  # the best score is 0, so that no temperature overflows
-        if self.top_k:
-            scores = keep_top_k(scores, self.top_k)
-        if self.top_p < 1:
-            scores = keep_top_p(scores, self.top_p)
+        scores = (scores - best) / sampling.temperature  # the best score is 0, so that no temperature overflows
+        if sampling.top_k:
+            scores = keep_top_k(scores, sampling.top_k)
+        if sampling.top_p < 1:
+            scores = keep_top_p(scores, sampling.top_p)
         return pick(scores, self.uniforms[:, step])
 
     def check_sound(self) -> None:

@@ -135,8 +135,7 @@ def _drawing(body: ImageRequest, engine: Engine) -> Drawing:
     if len(body.images) > limits.prompt_images:
         raise RequestError(f"a request may bring at most {limits.prompt_images} pictures", param="images")
     given = [read_picture(address, limits, f"images.{number}") for number, address in enumerate(body.images)]
-    fields = ("guidance_scale", "image_guidance_scale", "negative_prompt", "temperature", "top_k", "top_p")
-    settings = {field: getattr(body, field) for field in fields if getattr(body, field) is not None}
+    sampling = body.sampling(processor.sampling)
     grid = None
     if body.size != "auto":
         match = SIZE.fullmatch(body.size)
@@ -154,7 +153,7 @@ def _drawing(body: ImageRequest, engine: Engine) -> Drawing:
         except ValueError as error:
             raise RequestError(f"this model cannot draw {body.size}: {error}", param="size") from error
     prompt = [*given, body.prompt] if given else body.prompt
-    return Drawing(emit=_nowhere, prompt=prompt, count=body.n, seed=body.seed, grid=grid, settings=settings)
+    return Drawing(emit=_nowhere, prompt=prompt, count=body.n, seed=body.seed, grid=grid, sampling=sampling)
 
 
 def _talk(body: ChatRequest, engine: Engine) -> Talk:

@@ -17,6 +17,7 @@ from mmlm.generation.images import generate_indices
 from mmlm.generation.interleaved import Ending, generate_interleaved
 from mmlm.generation.loop import evaluation_mode
 from mmlm.processing import MultimodalProcessor
+from mmlm.sampling import PictureSampling
 from mmlm.serve.errors import RequestError
 from mmlm.serve.limits import Limits
 
@@ -75,15 +76,14 @@ class Drawing(Request):
     count: int = 1
     seed: int = 0
     grid: tuple[int, ...] | None = None
-    settings: dict[str, Any]
-    """Arguments of `generate_images`."""
+    sampling: PictureSampling
     wants_rows: bool = False
     """Whether `Rows` are sent."""
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Drawings of equal keys can share a batch."""
-        return self.grid, tuple(sorted(self.settings.items()))
+        return self.grid, self.sampling
 
 
 @dataclass(kw_only=True, eq=False)
@@ -211,11 +211,11 @@ class Engine:
                 self.model,
                 self.processor,
                 [request.prompt for request in owners],
+                requests[0].sampling,
                 seed=[request.seed for request in owners],
                 batch_size=self.limits.batch_size,
                 grid=requests[0].grid,
                 on_rows=on_rows if any(request.wants_rows for request in requests) else None,
-                **requests[0].settings,
             ).cpu()
             images = self.processor.decode_indices(indices)
         for owner, image, own in zip(owners, images, indices, strict=True):

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Annotated
 
-from visual_tokenizer.errors import UserError
+from annotated_types import Ge
+
+from visual_tokenizer.fields.ranges import Section
+
+Count = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Most of each thing; all 1 or more.
+class Limits(Section):
+    """Most of each thing."""
 
-    Raises:
-        ValueError: a limit below 1.
-    """
-
-    images_per_request: int = 10
+    images_per_request: Count = 10
     """Pictures that one request may draw, and that one answer may hold."""
-    new_tokens: int = 8192
+    new_tokens: Count = 8192
     """Tokens of an answer in a conversation, those of pictures included."""
-    prompt_characters: int = 20_000
+    prompt_characters: Count = 20_000
     """Characters of all texts of a request."""
-    prompt_images: int = 8
+    prompt_images: Count = 8
     """Pictures that one request may bring."""
-    image_bytes: int = 10 * 2**20
+    image_bytes: Count = 10 * 2**20
     """Size of a picture that a request brings, as a file."""
-    image_pixels: int = 4096 * 4096
+    image_pixels: Count = 4096 * 4096
     """Width times height of a picture that a request brings or asks for."""
-    body_bytes: int = 64 * 2**20
+    body_bytes: Count = 64 * 2**20
     """Size of a request's body."""
-    waiting_requests: int = 64
+    waiting_requests: Count = 64
     """Requests in the queue; more are refused at once."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Pictures that are drawn at a time, of one request or of several with the same settings."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise UserError(f"{field.name} must be 1 or more, got {getattr(self, field.name)}")

@@ -13,6 +13,7 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
+from mmlm.sampling import PictureSampling
 from mmlm.serve.engine import Drawing, Drawn, Engine, Event, Failed, Finished, Rows
 from mmlm.serve.errors import RequestError
 
@@ -53,7 +54,9 @@ def draw(
         emit=events.put,
         prompt=prompt[: engine.limits.prompt_characters],
         seed=int(seed),
-        settings={"guidance_scale": float(guidance_scale), "temperature": float(temperature)},
+        sampling=PictureSampling.over(
+            engine.processor.sampling, guidance_scale=float(guidance_scale), temperature=float(temperature)
+        ),
         wants_rows=True,
     )
     try:

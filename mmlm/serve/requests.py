@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
+from mmlm import sampling
+from mmlm.sampling import PictureSampling, TopK, TopP
+
+Scale = Annotated[sampling.Scale, Field(le=100, allow_inf_nan=False)]
+Temperature = Annotated[sampling.Temperature, Field(le=100, allow_inf_nan=False)]
 
 
 class Body(BaseModel):
@@ -45,8 +47,13 @@ class ImageRequest(Body):
     images: list[str] = []
     """Pictures before the prompt, as data: addresses: to be edited, or as examples."""
     temperature: Temperature | None = None
-    top_k: Count | None = None
-    top_p: Share | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+
+    def sampling(self, saved: Mapping[str, Any]) -> PictureSampling:
+        """Return how the pictures are drawn, by a model with these saved defaults."""
+        names = ("guidance_scale", "image_guidance_scale", "negative_prompt", "temperature", "top_k", "top_p")
+        return PictureSampling.over(saved, **{name: getattr(self, name) for name in names})
 
 
 class Address(BaseModel):
@@ -92,13 +99,13 @@ class ChatRequest(Body):
     """Send the answer piece by piece, as server-sent events."""
     temperature: Temperature | None = None
     """Of text, as the next two."""
-    top_k: Count | None = None
-    top_p: Share | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
     image_temperature: Temperature | None = None
     """Of pictures, as the next two."""
-    image_top_k: Count | None = None
-    image_top_p: Share | None = None
-    max_images: Count | None = None
+    image_top_k: TopK | None = None
+    image_top_p: TopP | None = None
+    max_images: Annotated[int, Field(ge=0)] | None = None
     """Most pictures of the answer; 0 for text alone."""
     open_image: bool = False
     """Begin the answer with a picture."""

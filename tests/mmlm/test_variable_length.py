@@ -19,6 +19,7 @@ from mmlm.data.tokenize import tokenize_pictures
 from mmlm.generation.captions import describe_images
 from mmlm.generation.images import generate_indices
 from mmlm.generation.interleaved import generate_interleaved
+from mmlm.sampling import PictureSampling
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.errors import UserError
@@ -92,7 +93,7 @@ def test_emu3_writes_each_length(make_model, text_tokenizer):
     for row, own in zip(indices, own_tokens(indices), strict=True):
         (block,) = processor.layout.find_blocks(processor.caption_to_image("a dog", row))
         assert block.grid == (len(own),)
-    drawn = generate_indices(model, processor, ["a red dog"] * 3, temperature=3.0)
+    drawn = generate_indices(model, processor, ["a red dog"] * 3, PictureSampling(temperature=3.0))
     assert processor.codec.decode(drawn).shape == (3, 3, 32, 32)
 
 
@@ -151,7 +152,7 @@ def test_shards_pairs_and_packed_rows_hold_each_pictures_own_length(loaded, capt
 def test_drawn_pictures_are_of_the_length_that_the_model_chooses(loaded):
     model, processor = loaded
     prompts = ["a red dog", "a black car at night", ""] * 4
-    settings = {"temperature": 5.0, "guidance_scale": 2.0, "seed": 3}
+    settings = {"sampling": PictureSampling(temperature=5.0, guidance_scale=2.0), "seed": 3}
     drawn = generate_indices(model, processor, prompts, **settings)
     assert drawn.shape[:2] == (12, 16)
     lengths = [len(one) for one in own_tokens(drawn)]
@@ -183,7 +184,9 @@ def test_a_length_is_drawn_as_the_model_scores_it(loaded):
     """The end comes where its score among the visual tokens' says so: at temperature 0, by hand."""
     model, processor = loaded
     layout, vocabulary = processor.layout, processor.vocabulary
-    (drawn,) = own_tokens(generate_indices(model, processor, ["a dog"], temperature=0.0, guidance_scale=1.0))
+    (drawn,) = own_tokens(
+        generate_indices(model, processor, ["a dog"], PictureSampling(temperature=0.0, guidance_scale=1.0))
+    )
     ids = processor.layout.join(layout.bos_ids, layout.text_ids("a dog"), [layout.start_id])
     grammar = BlockGrammar(layout, processor.grids)
     place, block = grammar.advance(grammar.start, layout.start_id), [layout.start_id]

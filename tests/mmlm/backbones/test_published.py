@@ -22,6 +22,7 @@ from mmlm.merge_recipe import MergeRecipe, merge_by_recipe
 from mmlm.merged_model import load_merged
 from mmlm.processing import MultimodalProcessor
 from mmlm.published import load_published_lm
+from mmlm.sampling import PictureSampling
 from visual_tokenizer.convert import MissingDecoderWarning
 from visual_tokenizer.errors import MissingFileError
 from visual_tokenizer.registry import UnknownPartError
@@ -90,7 +91,9 @@ def test_chameleon_learns_and_draws_pictures_and_loads_again(chameleon, tmp_path
     assert losses[0] > 4
     assert losses[-1] < 0.3
     model.eval()
-    drawn = generate_indices(model, processor, ["hi"], guidance_scale=1.0, temperature=0.0, grid=processor.grid)
+    drawn = generate_indices(
+        model, processor, ["hi"], PictureSampling(guidance_scale=1.0, temperature=0.0), grid=processor.grid
+    )
     assert torch.equal(drawn[0], picture)
 
     model.save_pretrained(tmp_path)

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Mistra
 
 from mmlm.generation.decoder import Decoder, plain_decoder
 from mmlm.generation.images import generate_indices
+from mmlm.sampling import PictureSampling
 from visual_tokenizer.errors import UserError
 
 PROMPTS = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9, 2]), torch.tensor([6])]
@@ -88,7 +89,7 @@ def test_compiled_steps_give_the_same_scores(monkeypatch):
 
 @pytest.mark.slow
 def test_compiled_pictures_are_the_same(merged):
-    settings = {"temperature": 0.0, "grid": (2, 4)}
+    settings = {"sampling": PictureSampling(temperature=0.0), "grid": (2, 4)}
     wanted = generate_indices(*merged, ["a red dog", "a black car at night"], **settings)
     compiled = generate_indices(*merged, ["a red dog", "a black car at night"], compile=True, **settings)
     assert torch.equal(compiled, wanted)

@@ -70,6 +70,10 @@ def test_an_answer_of_text_and_pictures(run, red, tmp_path):
         (("generate", "--prompt", "a", "--image", "no.png", "--out", "a.png"), "--image: no file 'no.png'"),
         (("answer", "--prompt", "{1} {3}", "--out", "new"), "names the pictures [1, 3], but there are 0"),
         (("answer", "--out", "."), "exists"),
+        (("generate", "--prompt", "a", "--top-p", 0, "--out", "a.png"), "top_p must be in (0, 1], got 0.0"),
+        (("generate", "--prompt", "a", "--guidance-scale", -1, "--out", "a.png"), "guidance_scale must be 0 or more"),
+        (("generate", "--prompt", "a", "--num-images", 0, "--out", "a.png"), "--num-images"),
+        (("answer", "--temperature", -1, "--out", "new"), "temperature must be 0 or more, got -1.0"),
     ],
 )
 def test_what_does_not_fit_together(run, words, message):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import GenerationConfig
 
 from mmlm.generation.images import generate_images, generate_indices
 from mmlm.generation.loop import evaluation_mode
+from mmlm.sampling import PictureSampling
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer.errors import UserError
 
@@ -18,7 +20,8 @@ PROMPTS = ["a red dog", "a yellow house near the sea", "!", "a black tree at nig
 
 
 def draw(merged, prompts, **settings):
-    return generate_indices(*merged, prompts, grid=GRID, **settings)
+    own = {field.name: settings.pop(field.name, None) for field in fields(PictureSampling)}
+    return generate_indices(*merged, prompts, PictureSampling.over(merged[1].sampling, **own), grid=GRID, **settings)
 
 
 def test_pictures_have_the_image_processors_size(merged):
@@ -162,7 +165,7 @@ def test_dropout_is_off_while_drawing(merge_tiny):
         ({"top_p": 0.0}, "top_p must be in"),
         ({"top_k": -5}, "top_k must be"),
         ({"guidance_scale": -1.0}, "guidance_scale must be 0 or more, got -1.0"),
-        ({"guidance_scale": math.nan}, "guidance_scale must be 0 or more, got nan"),
+        ({"guidance_scale": math.nan}, "guidance_scale must be a finite number, got nan"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be 1 or more, got 0"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"prompts": []}, "prompts must be a list of one or more texts"),

@@ -14,6 +14,7 @@ from mmlm.generation.guidance import (
 )
 from mmlm.generation.prompts import read_prompts
 from mmlm.generation.sampling import RowSampler, row_uniforms
+from mmlm.sampling import PictureSampling, Sampling
 from visual_tokenizer.errors import UserError
 
 GRID = (2, 4)
@@ -57,7 +58,7 @@ def check_against_separate_passes(merged, prompts, guidance, slow_contexts, form
     layout = processor.layout
     ids = processor.vocabulary.visual_ids()
     recorder = Recorder(guidance)
-    sampler = RowSampler(torch.stack([row_uniforms(0, str(row), 0, 10) for row in range(len(prompts))]), 0)
+    sampler = RowSampler(torch.stack([row_uniforms(0, str(row), 0, 10) for row in range(len(prompts))]), 0, Sampling())
     drawn = draw_pictures(model, layout, GRID, read_prompts(processor, prompts), recorder, sampler)
     assert drawn.shape == (len(prompts), 8)
     assert len(recorder.guided) == 8
@@ -109,9 +110,14 @@ def test_without_pictures_three_way_guidance_is_two_way():
     torch.testing.assert_close(three, TextGuidance(3.0).combine(torch.stack([full, nothing])))
 
 
-def test_the_settings_choose_the_guidance():
-    assert choose_guidance(1.0) == Guidance()
-    assert choose_guidance(2.0) == TextGuidance(2.0)
-    assert choose_guidance(1.0, 1.2) == TextAndImageGuidance(1.0, 1.2)
+def test_the_settings_choose_the_guidance(merged):
+    def chosen(guidance_scale, **others):
+        return choose_guidance(processor, PictureSampling(guidance_scale=guidance_scale, **others))
+
+    processor = merged[1]
+    assert chosen(1.0) == Guidance()
+    assert chosen(2.0) == TextGuidance(2.0)
+    assert chosen(1.0, image_guidance_scale=1.2) == TextAndImageGuidance(1.0, 1.2)
+    assert chosen(2.0, negative_prompt="a black car").negative.name == "a black car"
     with pytest.raises(UserError, match="image_guidance_scale must be 0 or more, got -1"):
-        choose_guidance(1.0, -1)
+        chosen(1.0, image_guidance_scale=-1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from mmlm.generation.best_of import CaptionLikelihood, ImageTextSimilarity, generate_best
 from mmlm.generation.images import generate_images, generate_indices
 from mmlm.generation.previews import partial_indices, steps_of_rows
+from mmlm.sampling import PictureSampling
 from visual_tokenizer.errors import UserError
 
 GRID = (2, 4)
@@ -14,7 +17,8 @@ RED, BLUE = (Image.new("RGB", (32, 16), color) for color in ("red", "blue"))
 
 
 def draw(merged, prompts, **settings):
-    return generate_indices(*merged, prompts, grid=GRID, **settings)
+    own = {field.name: settings.pop(field.name, None) for field in fields(PictureSampling)}
+    return generate_indices(*merged, prompts, PictureSampling.over(merged[1].sampling, **own), grid=GRID, **settings)
 
 
 @torch.no_grad()

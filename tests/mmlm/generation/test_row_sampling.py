@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mmlm.generation.sampling import RowSampler, check_sampling, keep_top_k, keep_top_p, pick, row_uniforms
+from mmlm.generation.sampling import RowSampler, keep_top_k, keep_top_p, pick, row_uniforms
+from mmlm.sampling import Sampling
 from visual_tokenizer.errors import UserError
 
 
@@ -62,7 +63,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p, kept):
 
 def sampler(temperature: float = 1.0, rows: int = 2, **settings) -> RowSampler:
     uniforms = torch.stack([row_uniforms(0, str(row), 0, 4) for row in range(rows)])
-    return RowSampler(uniforms, prompt_length=3, temperature=temperature, **settings)
+    return RowSampler(uniforms, 3, Sampling(temperature=temperature, **settings))
 
 
 def test_sampler_gives_copies_of_a_row_the_same_token():
@@ -85,7 +86,7 @@ def test_temperature_near_zero_is_greedy(temperature):
 def test_temperature_divides_the_scores():
     scores = torch.randn(1, 8, generator=torch.Generator().manual_seed(2))
     uniforms = torch.stack([row_uniforms(0, str(row), 0, 1) for row in range(500)])
-    drawn = RowSampler(uniforms, 0, temperature=3.0).choose(scores.expand(500, -1), 0)
+    drawn = RowSampler(uniforms, 0, Sampling(temperature=3.0)).choose(scores.expand(500, -1), 0)
     assert torch.equal(drawn, pick((scores / 3).expand(500, -1), uniforms[:, 0]))
 
 
@@ -100,15 +101,16 @@ def test_scores_that_are_nan_are_reported():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((-0.1, 0, 1.0), "temperature must be 0"),
-        ((math.nan, 0, 1.0), "temperature must be 0"),
-        ((math.inf, 0, 1.0), "temperature must be 0"),
-        ((1.0, -1, 1.0), "top_k must be a whole number"),
-        ((1.0, 1.5, 1.0), "top_k must be a whole number"),
-        ((1.0, 0, 0.0), r"top_p must be in \(0, 1\], got 0.0"),
-        ((1.0, 0, 1.1), r"top_p must be in \(0, 1\], got 1.1"),
+        ({"temperature": -0.1}, r"temperature must be 0 or more, got -0\.1"),
+        ({"temperature": math.nan}, "temperature must be a finite number, got nan"),
+        ({"temperature": math.inf}, "temperature must be a finite number, got inf"),
+        ({"top_k": -1}, "top_k must be 0 or more, got -1"),
+        ({"top_k": 1.5}, r"top_k must be a whole number, got 1\.5"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"top_p": 1.1}, r"top_p must be in \(0, 1\], got 1.1"),
+        ({"guidance_scale": -1}, "guidance_scale must be 0 or more, got -1"),
     ],
 )
 def test_settings_out_of_range(settings, message):
     with pytest.raises(UserError, match=message):
-        check_sampling(*settings)
+        Sampling(**settings)

@@ -107,6 +107,7 @@ def test_training_sequences_follow_the_pattern(build) -> None:
 def test_merged_models_draw_and_decode_with_delay(make_model, make_codec, text_tokenizer, tmp_path) -> None:
     from mmlm.generation.images import generate_indices
     from mmlm.merge import merge_vocabulary
+    from mmlm.sampling import PictureSampling
 
     quantizer = {"type": "residual", "depth": 2, "base": {"type": "vq", "codebook_size": 16, "code_dim": 4}}
     model, processor = merge_vocabulary(
@@ -115,7 +116,7 @@ def test_merged_models_draw_and_decode_with_delay(make_model, make_codec, text_t
         make_codec(quantizer=quantizer),
         layout={"type": "chameleon", "pattern": {"type": "delay"}},
     )
-    indices = generate_indices(model, processor, ["a red dog"], guidance_scale=2.0, grid=(4, 4))
+    indices = generate_indices(model, processor, ["a red dog"], PictureSampling(guidance_scale=2.0), grid=(4, 4))
     assert indices.shape == (1, 4, 4, 2)
     assert indices.max() < 16
     processor.save_pretrained(tmp_path)

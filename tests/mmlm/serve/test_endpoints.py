@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmlm.generation.images import generate_images
 from mmlm.generation.interleaved import generate_interleaved, join_pieces
+from mmlm.sampling import PictureSampling
 from mmlm.serve.engine import Drawing, Failed, Finished
 from mmlm.serve.pictures import data_address
 
@@ -159,7 +160,7 @@ def test_a_body_of_unsaid_length_is_counted(client):
 
 
 def drawing(emit, prompt="a red dog", seed=0, **settings) -> Drawing:
-    return Drawing(emit=emit, prompt=prompt, seed=seed, settings=settings)
+    return Drawing(emit=emit, prompt=prompt, seed=seed, sampling=PictureSampling(**settings))
 
 
 def test_waiting_requests_of_equal_settings_are_drawn_together(engine, merged, monkeypatch):
