@@ -5,15 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm.backbones.base import Backbone, BackboneConfig
 from mmlm.text_tokenizer import train_text_tokenizer
-from visual_tokenizer.data.sources.base import SPLITS, DataSourceError, Source, SourceConfig
+from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig, Split
 from visual_tokenizer.errors import UserError
 
 
@@ -21,44 +22,37 @@ from visual_tokenizer.errors import UserError
 class ScratchConfig(BackboneConfig):
     """Shape of a model with random weights, and the captions that its text tokenizer learns from."""
 
-    hidden_size: int = 384
+    hidden_size: Annotated[int, Ge(1)] = 384
     """Width of the residual stream; a multiple of 2 · heads."""
-    layers: int = 6
-    """Transformer blocks; 1 or more."""
-    heads: int = 6
-    """Attention heads; 1 or more."""
-    kv_heads: int | None = None
+    layers: Annotated[int, Ge(1)] = 6
+    """Transformer blocks."""
+    heads: Annotated[int, Ge(1)] = 6
+    """Attention heads."""
+    kv_heads: Annotated[int, Ge(1)] | None = None
     """Key-value heads, a divisor of heads; null: as many as heads."""
-    ffn: int = 1024
-    """Inner width of the gated feed-forward layers; 1 or more."""
-    max_positions: int = 1024
-    """Longest sequence in tokens; 1 or more."""
+    ffn: Annotated[int, Ge(1)] = 1024
+    """Inner width of the gated feed-forward layers."""
+    max_positions: Annotated[int, Ge(1)] = 1024
+    """Longest sequence in tokens."""
     tie: bool = True
     """Whether the head is the embedding table."""
-    attention_dropout: float = 0.0
-    """Share of attention weights dropped while training; in [0, 1)."""
-    vocab_size: int = 2048
-    """Text tokens, more than 260; fewer come out where the captions do not hold so many."""
+    attention_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Share of attention weights dropped while training."""
+    vocab_size: Annotated[int, Gt(260)] = 2048
+    """Text tokens; fewer come out where the captions do not hold so many. 260 are bytes and control tokens."""
     captions: SourceConfig
     """Source whose captions train the text tokenizer."""
-    split: str = "train"
-    """Split of the source: train, heldout or all."""
-    seed: int = 0
+    split: Split = "train"
+    """Split of the source."""
+    seed: Annotated[int, Ge(0)] = 0
     """Of the random weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("layers", "heads", "ffn", "max_positions"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.hidden_size < 1 or self.hidden_size % (2 * self.heads):
+        if self.hidden_size % (2 * self.heads):
             raise UserError(f"hidden_size must be a multiple of 2 · heads = {2 * self.heads}, got {self.hidden_size}")
-        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+        if self.kv_heads is not None and self.heads % self.kv_heads:
             raise UserError(f"kv_heads must divide heads = {self.heads}, got {self.kv_heads}")
-        if not 0 <= self.attention_dropout < 1:
-            raise UserError(f"attention_dropout must be in [0, 1), got {self.attention_dropout}")
-        if self.split not in SPLITS:
-            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
 
 
 class ScratchBackbone(Backbone):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -18,12 +17,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class BackboneConfig(PartConfig, package="mmlm.backbones"):
     """Fields that every source has."""
 
-    dtype: str = "float32"
-    """Of the weights: float32, bfloat16 or float16."""
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights."""
 
 
 class Backbone:

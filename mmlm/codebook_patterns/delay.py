@@ -8,21 +8,19 @@ has one head, so here they follow each other within the step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Len
 
 from mmlm.codebook_patterns.base import EMPTY, CodebookPattern, PatternConfig
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class DelayConfig(PatternConfig):
     """The token of places without a picture token, before a codebook's first and after its last."""
 
-    empty_token: str = "<|delay|>"
-    """Stands where step - codebook is no position of the picture."""
-
-    def __post_init__(self) -> None:
-        if not self.empty_token:
-            raise UserError("empty_token must be a name, got ''")
+    empty_token: Annotated[str, Len(1)] = "<|delay|>"
+    """Stands where step - codebook is not a position of the picture."""
 
 
 class Delay(CodebookPattern):

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmlm.data.document_pieces import DroppedDocumentError, PieceMaker
 from mmlm.data.pairs import IMAGE
 from mmlm.data.piece import Piece
-from mmlm.documents.base import DROP_DOCUMENT, BrokenDocumentError, Document, DocumentSource, Part, Picture, Turn
+from mmlm.documents.base import BrokenDocumentError, Document, DocumentSource, Part, Picture, Turn
 from visual_tokenizer.data.decoding import UnreadableImageError, decode_image
 
 UNREADABLE = "pictures left out because they are missing or unreadable"
@@ -134,7 +134,7 @@ class DocumentDecoding:
         whole, images, numbers, unreadable = readable_document(self.source, document)
         batch.readable += len(images)
         batch.unreadable.update(unreadable)
-        if unreadable and self.source.config.missing_pictures == DROP_DOCUMENT:
+        if unreadable and self.source.config.missing_pictures == "drop_document":
             raise DroppedDocumentError("a picture is missing or unreadable")
         pieces, changed = self.make(whole)
         batch.changed.update(changed)

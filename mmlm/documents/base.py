@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import datasets
+from annotated_types import Interval
 
 from visual_tokenizer.data.decoding import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, SkipReport
 from visual_tokenizer.data.sources.base import SPLITS, DataSourceError, hash_fraction
@@ -21,8 +22,6 @@ from visual_tokenizer.registry import PartConfig
 
 ROLES = ("system", "user", "assistant", "tool")
 """Who may speak in a chat. Names become part of the template's text, so there are no others."""
-DROP_PICTURE, DROP_DOCUMENT = "drop_picture", "drop_document"
-MISSING_PICTURES = (DROP_PICTURE, DROP_DOCUMENT)
 
 
 class BrokenDocumentError(UserError):
@@ -82,25 +81,14 @@ class Document:
 class DocumentSourceConfig(PartConfig, package="mmlm.documents"):
     """Fields that every source of documents has."""
 
-    heldout_fraction: float = 0.05
-    """Share of the documents kept out of training, chosen by a hash of their key; in [0, 1)."""
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    """Largest width × height that is decoded; 1 … 178,956,970. Larger pictures count as missing."""
-    max_unreadable_fraction: float = 0.5
-    """Abort when more than this share of the pictures is missing or unreadable (judged from the 20th on); in [0, 1]."""
-    missing_pictures: str = DROP_PICTURE
+    heldout_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.05
+    """Share of the documents kept out of training, chosen by a hash of their key."""
+    max_pixels: Annotated[int, Interval(ge=1, le=LARGEST_MAX_PIXELS)] = DEFAULT_MAX_PIXELS
+    """Largest width × height that is decoded. Larger pictures count as missing."""
+    max_unreadable_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """Abort when more than this share of the pictures is missing or unreadable (judged from the 20th on)."""
+    missing_pictures: Literal["drop_picture", "drop_document"] = "drop_picture"
     """What a missing or unreadable picture takes with it: drop_picture: nothing; drop_document: its document."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.heldout_fraction < 1:
-            raise UserError(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
-        if not 1 <= self.max_pixels <= LARGEST_MAX_PIXELS:
-            raise UserError(f"max_pixels must be in 1 … {LARGEST_MAX_PIXELS}, got {self.max_pixels}")
-        if not 0 <= self.max_unreadable_fraction <= 1:
-            raise UserError(f"max_unreadable_fraction must be in [0, 1], got {self.max_unreadable_fraction}")
-        if self.missing_pictures not in MISSING_PICTURES:
-            known = ", ".join(MISSING_PICTURES)
-            raise UserError(f"missing_pictures must be one of {known}, got {self.missing_pictures!r}")
 
     @property
     def attribution(self) -> str:

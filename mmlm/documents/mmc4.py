@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
+from annotated_types import Interval
 
 from mmlm.documents._content import as_list, file_in, join_texts
 from mmlm.documents._lines import index_lines, read_entry
 from mmlm.documents.base import BrokenDocumentError, Document, DocumentSource, DocumentSourceConfig, Part
 from visual_tokenizer.data.sources._files import expand
-from visual_tokenizer.errors import UserError
 
 BETWEEN_SENTENCES = " "
 
@@ -29,13 +29,8 @@ class Mmc4Config(DocumentSourceConfig):
     """Files as a path, a glob (`*`, `**`) or a brace pattern (`docs_shard_{0..9}_v2.jsonl`)."""
     images_folder: str
     """Folder of the pictures, which are called as `image_name` says."""
-    min_similarity: float = 0.0
-    """Pictures whose `matched_sim` with their sentence is below this are left out; in [-1, 1]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not -1 <= self.min_similarity <= 1:
-            raise UserError(f"min_similarity must be in [-1, 1], got {self.min_similarity}")
+    min_similarity: Annotated[float, Interval(ge=-1, le=1)] = 0.0
+    """Pictures whose `matched_sim` with their sentence is below this are left out."""
 
 
 class Mmc4(DocumentSource):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
+from annotated_types import Ge, Interval
 
 from mmlm.documents.base import Document, DocumentSource, DocumentSourceConfig, Part, Picture
 from visual_tokenizer.data.sources._emoji_groups import group_and_subgroup
@@ -31,29 +32,26 @@ FEATURES = datasets.Features(
 class OpenMojiStoriesConfig(DocumentSourceConfig):
     """Stories of emoji that share a subgroup of Unicode's, or a word of their names."""
 
-    stories: int = 4000
-    """Stories in all; training and held-out split have as many as their share of the emoji. 1 or more."""
-    min_pictures: int = 2
-    """Fewest pictures of a story; 2 or more."""
-    max_pictures: int = 3
+    stories: Annotated[int, Ge(1)] = 4000
+    """Stories in all; training and held-out split have as many as their share of the emoji."""
+    min_pictures: Annotated[int, Ge(2)] = 2
+    """Fewest pictures of a story."""
+    max_pictures: Annotated[int, Ge(2)] = 3
     """Most pictures of a story; min_pictures or more."""
-    resolution: int = 64
-    """Side of the square pictures, in pixels; 1 … 4096."""
+    resolution: Annotated[int, Interval(ge=1, le=4096)] = 64
+    """Side of the square pictures, in pixels."""
     sequences: bool = False
     """Use emoji of several code points too: flags, keycaps, people by gender, family and profession."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Of the stories."""
     cache_dir: str | None = None
     """Folder for the rasterised set; null: `$VISUAL_TOKENIZER_CACHE` or `~/.cache/visual_tokenizer`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stories < 1:
-            raise UserError(f"stories must be 1 or more, got {self.stories}")
-        if not 2 <= self.min_pictures <= self.max_pictures:
+        if self.max_pictures < self.min_pictures:
             raise UserError(
-                f"min_pictures must be 2 or more and at most max_pictures, got {self.min_pictures} and "
-                f"{self.max_pictures}"
+                f"max_pictures must be at least min_pictures = {self.min_pictures}, got {self.max_pictures}"
             )
 
     @property

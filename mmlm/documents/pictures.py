@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import datasets
+from annotated_types import Interval
 
-from mmlm.documents.base import DROP_DOCUMENT, Document, DocumentSource, DocumentSourceConfig, Part, Picture, Placed
+from mmlm.documents.base import Document, DocumentSource, DocumentSourceConfig, Part, Picture, Placed
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 from visual_tokenizer.errors import UserError
 
@@ -22,29 +23,24 @@ class PicturesConfig(DocumentSourceConfig):
 
     source: SourceConfig
     """Pictures with captions; its heldout_fraction, max_pixels and max_unreadable_fraction count."""
-    image_to_text_fraction: float = 0.2
-    """Share of the sequences that are picture → caption; the others are caption → picture. In [0, 1]."""
-    caption_dropout: float = 0.1
+    image_to_text_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.2
+    """Share of the sequences that are picture → caption; the others are caption → picture."""
+    caption_dropout: Annotated[float, Interval(ge=0, le=1)] = 0.1
     """Share of the caption → picture sequences without caption, which classifier-free guidance needs; 1 with
-    image_to_text_fraction 0: pictures alone. Held-out ones keep theirs. In [0, 1]."""
+    image_to_text_fraction 0: pictures alone. Held-out ones keep theirs."""
     loss_on_prompt: bool = True
     """Whether what comes first is trained too."""
-    missing_pictures: str = DROP_DOCUMENT
-    """drop_document: a pair without its picture is none."""
+    missing_pictures: Literal["drop_document"] = "drop_document"
+    """A pair without its picture is left out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.missing_pictures != DROP_DOCUMENT:
-            raise UserError(f"missing_pictures must be {DROP_DOCUMENT}, got {self.missing_pictures!r}")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in FIELDS_OF_THE_SOURCE:
             own = getattr(self.source, name)
             if getattr(self, name) not in (defaults[name], own):
                 raise UserError(f"{name} must be given as source.{name}, got {getattr(self, name)}")
             setattr(self, name, own)
-        for name in ("image_to_text_fraction", "caption_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
 
     @property
     def attribution(self) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
+from annotated_types import Len
 
 from mmlm.documents._lines import FEATURES, index_lines, read_entry, read_stretch
 from mmlm.documents.base import BrokenDocumentError, Document, DocumentSource, DocumentSourceConfig
 from visual_tokenizer.data.sources._files import expand
 from visual_tokenizer.data.sources.base import DataSourceError
-from visual_tokenizer.errors import UserError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 
@@ -26,13 +26,8 @@ class TextConfig(DocumentSourceConfig):
     """Files as a path, a glob (`*`, `**`) or a brace pattern; .jsonl and .ndjson hold one object a line."""
     text_key: str = "text"
     """Key of the text in JSON lines."""
-    separator: str | None = None
+    separator: Annotated[str, Len(1)] | None = None
     """Text between two documents of a plain file, for example a blank line, "\\n\\n"; null: a file is a document."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.separator == "":
-            raise UserError("separator must be a text of one character or more, or null, got ''")
 
 
 class Text(DocumentSource):

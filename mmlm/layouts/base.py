@@ -6,9 +6,10 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -55,7 +56,7 @@ def _flattened() -> PatternConfig:
 class LayoutConfig(PartConfig, package="mmlm.layouts"):
     """Fields that every layout has."""
 
-    grid_rank: int = 2
+    grid_rank: Annotated[int, Interval(ge=1, le=3)] = 2
     """Dimensions of the visual tokenizer's token grid: 1 for a plain sequence, 2 for rows and columns, 3 for clips
     beside pictures."""
     pattern: PatternConfig = field(default_factory=_flattened)
@@ -65,6 +66,7 @@ class LayoutConfig(PartConfig, package="mmlm.layouts"):
     """The `grid_rank`s for which the layout has a block."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.grid_rank not in self.ranks:
             known = " or ".join(f"{rank} ({name})" for rank, name in self.ranks.items())
             video = ": video grids have no block in this layout" if self.grid_rank == 3 else ""
@@ -99,14 +101,14 @@ class LayoutConfig(PartConfig, package="mmlm.layouts"):
 class FixedGridConfig(LayoutConfig):
     """Of layouts that write no size, so that every picture has the same."""
 
-    height: int = 0
+    height: Annotated[int, Ge(0)] = 0
     """Token rows of every picture; 0: those of the visual tokenizer at its image_size."""
-    width: int = 0
+    width: Annotated[int, Ge(0)] = 0
     """Token columns of every picture; 0: those of the visual tokenizer at its image_size."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.height < 0 or self.width < 0 or (self.height == 0) != (self.width == 0):
+        if (self.height == 0) != (self.width == 0):
             raise UserError(f"height and width must both be 0 or both be 1 or more, got {self.height} and {self.width}")
 
     def for_grid(self, grid: Grid) -> FixedGridConfig:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from mmlm.layouts.base import END_OF_SEQUENCE, Grid, Layout, LayoutConfig, MalformedSequenceError
@@ -26,22 +27,20 @@ class SequenceLayoutConfig(LayoutConfig):
     """Opens a block."""
     end_image_token: str = "</img>"
     """Closes a block."""
-    min_length: int = 0
+    min_length: Annotated[int, Ge(0)] = 0
     """Fewest positions of a picture; 0: as many as `max_length`, or 1 where the visual tokenizer gives as many as a
     picture needs."""
-    max_length: int = 0
+    max_length: Annotated[int, Ge(0)] = 0
     """Most positions of a picture; 0: as many as the visual tokenizer gives at its image_size."""
-    grid_rank: int = 1
+    grid_rank: Annotated[int, Interval(ge=1, le=3)] = 1
     """Dimensions of the visual tokenizer's token grid: 1; pictures with rows need another layout."""
 
     ranks: ClassVar[Mapping[int, str]] = {1: "sequence"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.min_length < 0 or self.max_length < 0 or (self.max_length and self.min_length > self.max_length):
-            raise UserError(
-                f"min_length must be in [0, max_length], got min_length={self.min_length}, max_length={self.max_length}"
-            )
+        if self.max_length and self.min_length > self.max_length:
+            raise UserError(f"min_length must be at most max_length = {self.max_length}, got {self.min_length}")
 
     def for_grid(self, grid: Grid) -> SequenceLayoutConfig:
         most = self.max_length or grid[-1]

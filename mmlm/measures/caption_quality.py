@@ -8,7 +8,9 @@ BLEU-1, ROUGE-L and the exact matches.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from mmlm.caption_scores.bleu import bleu
 from mmlm.caption_scores.cider_d import cider_d
@@ -18,19 +20,14 @@ from mmlm.generation.captions import describe_images
 from mmlm.generation.grid import image_grid
 from mmlm.measures.base import Findings, Measure, MeasureConfig
 from mmlm.subject import Subject
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class CaptionQualityConfig(MeasureConfig):
     """Configures the writing of captions; the likeliest token is taken at each place."""
 
-    max_new_tokens: int = 32
-    """Longest caption, in tokens; 1 or more."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens}")
+    max_new_tokens: Annotated[int, Ge(1)] = 32
+    """Longest caption, in tokens."""
 
 
 class CaptionQuality(Measure):

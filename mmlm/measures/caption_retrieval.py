@@ -10,31 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from mmlm.generation.loop import evaluation_mode
 from mmlm.likelihood import continuation_log_likelihoods
 from mmlm.measures.base import Findings, Measure, MeasureConfig
 from mmlm.subject import Pairs, Subject
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class CaptionRetrievalConfig(MeasureConfig):
     """Configures the retrieval of captions."""
 
-    candidates: int = 64
-    """Captions among which the right one stands, itself included; 2 or more; fewer where there are not so many."""
+    candidates: Annotated[int, Ge(2)] = 64
+    """Captions among which the right one stands, itself included; fewer where there are not so many."""
     by_picture: bool = False
     """Whether captions are ranked by log p(picture | caption) too, which takes a picture's tokens a candidate."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Of the choice of the other captions."""
-
-    def __post_init__(self) -> None:
-        if self.candidates < 2:
-            raise UserError(f"candidates must be 2 or more, got {self.candidates}")
 
 
 class CaptionRetrieval(Measure):

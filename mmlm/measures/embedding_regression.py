@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt
 from PIL import Image
 from torch import Tensor
 
@@ -36,16 +37,10 @@ TEXT_NETWORK = "minilm"
 class EmbeddingRegressionConfig(MeasureConfig):
     """Configures the map."""
 
-    ridge: float = 1.0
-    """Penalty of the map's squares, as a share of the mean variance of an element of the embeddings; above 0."""
-    training_pictures: int = 4096
-    """Pictures on which the map is fitted, at most; 2 or more."""
-
-    def __post_init__(self) -> None:
-        if self.ridge <= 0:
-            raise UserError(f"ridge must be above 0, got {self.ridge}")
-        if self.training_pictures < 2:
-            raise UserError(f"training_pictures must be 2 or more, got {self.training_pictures}")
+    ridge: Annotated[float, Gt(0)] = 1.0
+    """Penalty of the map's squares, as a share of the mean variance of an element of the embeddings."""
+    training_pictures: Annotated[int, Ge(2)] = 4096
+    """Pictures on which the map is fitted, at most."""
 
 
 class RidgeMap(NamedTuple):

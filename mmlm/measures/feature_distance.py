@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Len
 from PIL import Image
 from torch import Tensor
 
 from mmlm.measures.base import Findings, Measure, MeasureConfig
 from mmlm.picture_bank import PICTURES_AT_A_TIME
 from mmlm.subject import Subject
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.kernel_distance import kernel_distance
 from visual_tokenizer.metrics._frechet import FrechetMetric
 from visual_tokenizer.metrics.base import MetricConfig, round_pixels
@@ -36,19 +36,13 @@ def _default_metrics() -> list[Any]:
 class FeatureDistanceConfig(MeasureConfig):
     """Configures the distance between sets."""
 
-    metrics: list[Any] = field(default_factory=_default_metrics)
+    metrics: Annotated[list[Any], Len(1)] = field(default_factory=_default_metrics)
     """Fréchet distances of `visual_tokenizer.metrics`, names or sections: feature_distance (EfficientNet-Lite0 or any
     other network), fid where the weights of Inception are there."""
-    reference_pictures: int = 2048
-    """Pictures of the reference, 2 or more; fewer where the split has not so many."""
+    reference_pictures: Annotated[int, Ge(2)] = 2048
+    """Pictures of the reference; fewer where the split has not so many."""
     kernel: bool = False
     """Whether the unbiased kernel distance (KID, with Inception) is measured too; pictures are embedded once more."""
-
-    def __post_init__(self) -> None:
-        if self.reference_pictures < 2:
-            raise UserError(f"reference_pictures must be 2 or more, got {self.reference_pictures}")
-        if not self.metrics:
-            raise UserError("metrics must hold one Fréchet distance or more, got none")
 
 
 class FeatureDistance(Measure):

