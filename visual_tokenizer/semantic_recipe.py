@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge
 
-from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.semantics.base import SemanticMeasureConfig
 from visual_tokenizer.text_encoders.base import TextEncoderConfig
@@ -18,7 +19,7 @@ LEAST = 10
 
 
 @dataclass(kw_only=True)
-class SemanticSection:
+class SemanticSection(Section):
     """How the meaning of tokens is measured and shown."""
 
     measures: list[Any] | None = None
@@ -36,25 +37,21 @@ class SemanticSection:
     text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig.family.config({"type": "minilm"}))
     """Frozen network of captions and class names."""
 
-    max_pictures: int | None = 10_000
+    max_pictures: Annotated[int, Ge(LEAST)] | None = 10_000
     """At most so many training and as many held-out pictures, spread evenly over the split; null for all. Where bags of
     tokens are longer than this, a matrix of so many rows and columns is decomposed."""
 
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of every draw."""
 
-    codes_shown: int = 8
-    """Codes in each part of the page: most used, purest, drawn at random; 0 or more."""
+    codes_shown: Annotated[int, Ge(0)] = 8
+    """Codes in each part of the page: most used, purest, drawn at random."""
 
-    pictures_shown: int = 8
-    """Pictures of each code on the page; 1 or more."""
+    pictures_shown: Annotated[int, Ge(1)] = 8
+    """Pictures of each code on the page."""
 
     def __post_init__(self) -> None:
-        if self.max_pictures is not None and self.max_pictures < LEAST:
-            raise UserError(f"max_pictures must be {LEAST} or more, or null, got {self.max_pictures}")
-        for name, least in (("seed", 0), ("codes_shown", 0), ("pictures_shown", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        super().__post_init__()
         measure_configs(self.measures)
 
 

@@ -16,8 +16,8 @@ from typing import Any
 def encode_config(value: Any) -> Any:
     """Return a dataclass, or what stands in its fields, in plain JSON types; parts begin with their `type`."""
     if dataclasses.is_dataclass(value):
-        fields = {field.name: encode_config(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"type": value.type, **fields} if hasattr(value, "family") else fields  # type: ignore[attr-defined]
+        kind = {"type": getattr(value, "type")} if hasattr(value, "family") else {}  # noqa: B009 - not on any dataclass
+        return kind | {field.name: encode_config(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: encode_config(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):

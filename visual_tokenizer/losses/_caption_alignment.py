@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.backbones.base import NetworkHolder
 from visual_tokenizer.codebooks.distributed import average_over_ranks, is_distributed
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.losses._code_channels import check_channels, code_channels
+from visual_tokenizer.losses._code_channels import Channels, code_channels
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.text_encoders.base import TextEncoderConfig
@@ -27,24 +28,17 @@ class CaptionAlignmentConfig(LossConfig):
     text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig.family.config({"type": "minilm"}))
     """Frozen network of the captions."""
 
-    channels: list[int] = field(default_factory=lambda: [0, 8])
+    channels: Channels = field(default_factory=lambda: [0, 8])
     """First channel of the code that is aligned and the one after its last; [0, code_dim] for all."""
 
     position: int | None = None
     """Token that stands for the picture, -1 the last (SEED's); null: the mean of all."""
 
-    width: int = 512
-    """Channels between the two layers on the codes; 1 or more."""
+    width: Annotated[int, Ge(1)] = 512
+    """Channels between the two layers on the codes."""
 
-    embedding_dim: int = 256
-    """Channels of the space in which pictures and captions are compared; 1 or more."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_channels(self.channels)
-        for name in ("width", "embedding_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
+    embedding_dim: Annotated[int, Ge(1)] = 256
+    """Channels of the space in which pictures and captions are compared."""
 
 
 class CaptionAlignment(NetworkHolder, Loss):

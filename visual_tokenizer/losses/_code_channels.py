@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from annotated_types import Ge, Len
 from torch import Tensor
 
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Growing
 
-
-def check_channels(channels: list[int]) -> None:
-    """Raise ValueError unless `channels` is [first, last] with 0 ≤ first < last."""
-    if len(channels) != 2 or not 0 <= channels[0] < channels[1]:
-        raise UserError(f"channels must be [first, last] with 0 <= first < last, got {channels}")
+Channels = Annotated[list[Annotated[int, Ge(0)]], Len(2, 2), Growing()]
+"""The first channel and the one after the last."""
 
 
 def code_channels(codes: Tensor, channels: list[int]) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,14 +31,12 @@ class TaughtConfig(LossConfig):
     """Level of the network that is taken, 0 the finest and -1 the coarsest or last; null: the embedding of the whole
     picture."""
 
-    size: int | None = None
-    """Pixels of the shorter side that the network sees; null: what the teacher's section says or, where it says
-    nothing, the embedding's own size, and pictures as they are."""
+    size: Annotated[int, Ge(32)] | None = None
+    """Pixels of the shorter side that the network sees, whose coarsest stride is 32; null: what the teacher's section
+    says or, where it says nothing, the embedding's own size, and pictures as they are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size is not None and self.size < 32:
-            raise UserError(f"size must be 32 or more (a network's coarsest stride), or null, got {self.size}")
         if self.network is None and self.network_weights is not None:
             raise UserError(f"network_weights must be null where network is, got {self.network_weights!r}")
 

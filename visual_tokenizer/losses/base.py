@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.registry import PartConfig
 
 
 @dataclass(kw_only=True)
-class WeightSchedule:
+class WeightSchedule(Section):
     """A weight that changes in training: it stays what it is, then goes in a straight line to another, and stays."""
 
-    final_weight: float
-    """Weight at the end; 0 or more."""
+    final_weight: Annotated[float, Ge(0)]
+    """Weight at the end."""
 
-    start_step: int = 0
-    """Last step of the first weight; 0 or more."""
+    start_step: Annotated[int, Ge(0)] = 0
+    """Last step of the first weight."""
 
-    ramp_steps: int = 0
+    ramp_steps: Annotated[int, Ge(0)] = 0
     """Steps from the first weight to the last; 0: the step after `start_step` has the last."""
-
-    def __post_init__(self) -> None:
-        for name in ("final_weight", "start_step", "ramp_steps"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"schedule.{name} must be 0 or more, got {getattr(self, name)}")
 
     def weight(self, first: float, step: Tensor) -> Tensor:
         """Return the weight of `step`, a float32 scalar on its device; nothing waits for it.
@@ -46,15 +42,11 @@ class WeightSchedule:
 class LossConfig(PartConfig, package="visual_tokenizer.losses"):
     """Fields that every loss has."""
 
-    weight: float = 1.0
-    """Factor on the loss before it is added to the others; 0 or more."""
+    weight: Annotated[float, Ge(0)] = 1.0
+    """Factor on the loss before it is added to the others."""
 
     schedule: WeightSchedule | None = None
     """How `weight` changes over the steps; null: not at all."""
-
-    def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise UserError(f"weight must be 0 or more, got {self.weight}")
 
     @property
     def wants_teacher(self) -> bool:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses._activation import Activation
 from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig, softmax_loss
 from visual_tokenizer.losses._code_channels import code_channels
@@ -29,13 +29,8 @@ class CausalContrastiveConfig(CaptionAlignmentConfig):
     position: int | None = -1
     """Token that stands for the picture; -1 is the last, the only one that has seen all queries."""
 
-    temperature: float = 0.07
-    """First value of the learned temperature that cosines are divided by; from 0.01, where it is stopped, to 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.01 <= self.temperature <= 1:
-            raise UserError(f"temperature must be in [0.01, 1], got {self.temperature}")
+    temperature: Annotated[float, Interval(ge=0.01, le=1)] = 0.07
+    """First value of the learned temperature that cosines are divided by; it is stopped at 0.01."""
 
 
 class CausalContrastive(CaptionAlignment):

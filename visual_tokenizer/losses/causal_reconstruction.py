@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,21 +31,21 @@ from visual_tokenizer.outputs import TokenizerOutput
 class CausalReconstructionConfig(LossConfig):
     """Fields of the reconstruction of the encoder's latents; the defaults are SEED's."""
 
-    code_dim: int = 32
-    """Channels of a code, the quantizer's; 1 or more."""
+    code_dim: Annotated[int, Ge(1)] = 32
+    """Channels of a code, the quantizer's."""
 
-    width: int = 768
+    width: Annotated[int, Ge(1)] = 768
     """Channels of the encoder's latents and of the transformer; a multiple of `heads` and of 4."""
 
-    depth: int = 4
-    """Transformer blocks; 1 or more."""
+    depth: Annotated[int, Ge(1)] = 4
+    """Transformer blocks."""
 
-    heads: int = 12
-    """Attention heads; 1 or more."""
+    heads: Annotated[int, Ge(1)] = 12
+    """Attention heads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_attention_shape(self, ("code_dim", "width", "depth", "heads"), has_sines=True)
+        check_attention_shape(self, (), has_sines=True)
 
 
 class CausalReconstruction(Loss):

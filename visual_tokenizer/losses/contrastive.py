@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig, softmax_loss
 from visual_tokenizer.outputs import TokenizerOutput
 
@@ -25,13 +25,8 @@ from visual_tokenizer.outputs import TokenizerOutput
 class ContrastiveConfig(CaptionAlignmentConfig):
     """Fields of CLIP's loss."""
 
-    temperature: float = 0.07
-    """First value of the learned temperature that cosines are divided by; from 0.01, where it is stopped, to 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.01 <= self.temperature <= 1:
-            raise UserError(f"temperature must be in [0.01, 1], got {self.temperature}")
+    temperature: Annotated[float, Interval(ge=0.01, le=1)] = 0.07
+    """First value of the learned temperature that cosines are divided by; it is stopped at 0.01."""
 
 
 class Contrastive(CaptionAlignment):

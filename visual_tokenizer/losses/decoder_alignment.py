@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,22 +33,14 @@ STACKS = ("blocks", "layers")
 class DecoderAlignmentConfig(TaughtConfig):
     """Fields of the alignment; the defaults are GigaTok's, but for the teacher, and `weight` is 0.5 there."""
 
-    level: int | None = -1
+    level: int = -1
     """Level of the teacher, 0 the finest and -1 the coarsest or last."""
 
-    block: int = 3
+    block: Annotated[int, Ge(1)] = 3
     """Block of the decoder, counted from 1, after which it is compared."""
 
-    decoder_width: int = 1024
-    """Channels of the decoder's blocks; 1 or more."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("block", "decoder_width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.level is None:
-            raise UserError("level must be a level of the teacher, which has places, got null")
+    decoder_width: Annotated[int, Ge(1)] = 1024
+    """Channels of the decoder's blocks."""
 
 
 class DecoderAlignment(Taught):

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,13 +26,8 @@ from visual_tokenizer.outputs import TokenizerOutput
 class DisentanglementConfig(LossConfig):
     """Fields of the disentanglement; FQGAN's `weight` is 0.1."""
 
-    groups: int = 2
-    """Equal slices of the code's channels that are compared pair by pair; 2 or more."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.groups < 2:
-            raise UserError(f"groups must be 2 or more, got {self.groups}")
+    groups: Annotated[int, Ge(2)] = 2
+    """Equal slices of the code's channels that are compared pair by pair."""
 
 
 class Disentanglement(Loss):

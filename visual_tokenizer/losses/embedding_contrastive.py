@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses._caption_alignment import of_all_ranks, softmax_loss
-from visual_tokenizer.losses._code_channels import check_channels, code_channels
+from visual_tokenizer.losses._code_channels import Channels, code_channels
 from visual_tokenizer.losses._taught import Taught, TaughtConfig
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.teacher import Teacher
@@ -31,17 +31,11 @@ from visual_tokenizer.teacher import Teacher
 class EmbeddingContrastiveConfig(TaughtConfig):
     """Fields of the contrast with a network's embedding; a `level` is averaged over its places."""
 
-    channels: list[int] = field(default_factory=lambda: [0, 8])
+    channels: Channels = field(default_factory=lambda: [0, 8])
     """First channel of the code that is compared and the one after its last; [0, code_dim] for all."""
 
-    temperature: float = 0.07
-    """Number that cosines are divided by; above 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_channels(self.channels)
-        if not self.temperature > 0:
-            raise UserError(f"temperature must be above 0, got {self.temperature}")
+    temperature: Annotated[float, Gt(0)] = 0.07
+    """Number that cosines are divided by."""
 
 
 class EmbeddingContrastive(Taught):

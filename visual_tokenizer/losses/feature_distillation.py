@@ -14,15 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.positions import sinusoidal_positions
 from visual_tokenizer.layers.transformer import Transformer
-from visual_tokenizer.losses._code_channels import check_channels, code_channels
+from visual_tokenizer.losses._code_channels import Channels, code_channels
 from visual_tokenizer.losses._taught import Taught, TaughtConfig, resized_map
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.teacher import Teacher
@@ -32,27 +34,21 @@ from visual_tokenizer.teacher import Teacher
 class FeatureDistillationConfig(TaughtConfig):
     """Fields of the distillation of a network's features: at a level by each token, else by the mean over tokens."""
 
-    channels: list[int] = field(default_factory=lambda: [0, 8])
+    channels: Channels = field(default_factory=lambda: [0, 8])
     """First channel of the code that the head sees and the one after its last; [0, code_dim] for all."""
 
-    width: int = 256
-    """Channels of the head; a multiple of `heads` and of 4 (two sines and two cosines)."""
+    width: Annotated[int, Ge(1)] = 256
+    """Channels of the head; a multiple of `heads`, and of 4: two sines and two cosines."""
 
-    depth: int = 1
-    """Transformer blocks before the two layers; 0 or more. VQ-KD's is 1 or 3."""
+    depth: Annotated[int, Ge(0)] = 1
+    """Transformer blocks before the two layers. VQ-KD's is 1 or 3."""
 
-    heads: int = 8
-    """Attention heads; 1 or more."""
+    heads: Annotated[int, Ge(1)] = 8
+    """Attention heads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_channels(self.channels)
-        if self.depth < 0:
-            raise UserError(f"depth must be 0 or more, got {self.depth}")
-        if self.heads < 1:
-            raise UserError(f"heads must be 1 or more, got {self.heads}")
-        if self.width < 1 or self.width % self.heads or self.width % 4:
-            raise UserError(f"width must be a multiple of heads ({self.heads}) and of 4, got {self.width}")
+        check_attention_shape(self, (), has_sines=True)
 
 
 class FeatureDistillation(Taught):

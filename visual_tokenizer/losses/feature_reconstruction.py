@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,32 +28,30 @@ from visual_tokenizer.teacher import Teacher
 class FeatureReconstructionConfig(TaughtConfig):
     """Fields of the reconstruction of features; the defaults are the paper's, but for the teacher."""
 
-    level: int | None = 3
-    """Level of the teacher whose features are read, 0 the finest and -1 the last; not null."""
+    level: int = 3
+    """Level of the teacher whose features are read, 0 the finest and -1 the last."""
 
-    code_dim: int = 32
-    """Channels of a code, the quantizer's; 1 or more."""
+    code_dim: Annotated[int, Ge(1)] = 32
+    """Channels of a code, the quantizer's."""
 
-    num_latents: int = 256
-    """Most tokens of a picture; 1 or more."""
+    num_latents: Annotated[int, Ge(1)] = 256
+    """Most tokens of a picture."""
 
-    grid_size: int = 16
-    """Side of the grid of queries, to which the teacher's map is brought; 1 or more."""
+    grid_size: Annotated[int, Ge(1)] = 16
+    """Side of the grid of queries, to which the teacher's map is brought."""
 
-    width: int = 1408
+    width: Annotated[int, Ge(1)] = 1408
     """Channels of the queries; a multiple of `heads`."""
 
-    depth: int = 12
-    """Blocks; 1 or more."""
+    depth: Annotated[int, Ge(1)] = 12
+    """Blocks."""
 
-    heads: int = 16
-    """Attention heads; 1 or more."""
+    heads: Annotated[int, Ge(1)] = 16
+    """Attention heads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_attention_shape(self, ("code_dim", "num_latents", "grid_size", "width", "depth", "heads"))
-        if self.level is None:
-            raise UserError("level must be a level of the teacher, for each place is read; got null")
+        check_attention_shape(self, ())
 
 
 class FeatureReconstruction(Taught):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from torch import Tensor
 
 from visual_tokenizer.errors import UserError
@@ -21,13 +22,8 @@ from visual_tokenizer.outputs import TokenizerOutput
 class KeepRatioConfig(LossConfig):
     """Fields of the loss on the share of kept places."""
 
-    ratio: float = 1 / 3
-    """Share ρ of a picture's places that is aimed at; in (0, 1)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.ratio < 1:
-            raise UserError(f"ratio must be in (0, 1), got {self.ratio}")
+    ratio: Annotated[float, Interval(gt=0, lt=1)] = 1 / 3
+    """Share ρ of a picture's places that is aimed at."""
 
 
 class KeepRatio(Loss):

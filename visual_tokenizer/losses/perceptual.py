@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Len
 from torch import Tensor
 
 from visual_tokenizer.backbones.base import (
@@ -31,6 +32,7 @@ from visual_tokenizer.backbones.base import (
     squared_differences,
 )
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Different
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.teacher import Teacher
@@ -64,18 +66,10 @@ class PerceptualConfig(LossConfig):
     """Frozen network: a file of `visual_tokenizer/backbones`; null: the recipe's teacher."""
     network_weights: str | None = None
     """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
-    layers: list[int] | None = None
-    """Levels of the network to compare, different numbers, 0 the finest; null: all."""
-    min_size: int = 64
-    """Pixels of the shorter side, 32 or more; smaller pictures are enlarged to it, others stay."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        layers = self.layers
-        if layers is not None and (not layers or len(set(layers)) != len(layers) or min(layers) < 0):
-            raise UserError(f"layers must be different numbers from 0 up, at least one, got {layers}")
-        if self.min_size < 32:
-            raise UserError(f"min_size must be 32 or more (the network's coarsest stride), got {self.min_size}")
+    layers: Annotated[list[Annotated[int, Ge(0)]], Len(1), Different()] | None = None
+    """Levels of the network to compare, 0 the finest; null: all."""
+    min_size: Annotated[int, Ge(32)] = 64
+    """Pixels of the shorter side; smaller pictures are enlarged to it, others stay."""
 
     @property
     def wants_teacher(self) -> bool:

@@ -18,7 +18,7 @@ from transformers import AutoModel
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
-from visual_tokenizer.runs.files import require_folder
+from visual_tokenizer.saved_models import MODEL_FILES, loading
 
 
 @dataclass(kw_only=True)
@@ -42,8 +42,10 @@ class ProxyCodes(Loss):
 
     def __init__(self, config: ProxyCodesConfig) -> None:
         super().__init__(config)
-        require_folder(config.proxy, "a visual tokenizer")
-        proxy: Any = AutoModel.from_pretrained(config.proxy)
+        with loading(config.proxy, "visual tokenizer", MODEL_FILES, model_type="visual_tokenizer"):
+            proxy: Any = AutoModel.from_pretrained(config.proxy, trust_remote_code=False)
+        if not hasattr(proxy, "num_codebooks"):
+            raise UserError(f"proxy must be a visual tokenizer, {config.proxy} is a {proxy.config.model_type} model")
         if proxy.num_codebooks != 1:
             raise UserError(f"proxy must have one index a position, got {proxy.num_codebooks} of {config.proxy}")
         # A tuple hides the network from nn.Module's bookkeeping; `_apply` below moves it.

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig
 from visual_tokenizer.outputs import TokenizerOutput
 
@@ -24,16 +24,11 @@ from visual_tokenizer.outputs import TokenizerOutput
 class SigmoidContrastiveConfig(CaptionAlignmentConfig):
     """Fields of SigLIP's loss."""
 
-    scale: float = 10.0
-    """First value of the learned factor on cosines; above 0."""
+    scale: Annotated[float, Gt(0)] = 10.0
+    """First value of the learned factor on cosines."""
 
     bias: float = -10.0
     """First value of the learned bias; it makes up for most pairs being no match."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.scale > 0:
-            raise UserError(f"scale must be above 0, got {self.scale}")
 
 
 class SigmoidContrastive(CaptionAlignment):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.errors import UserError
@@ -65,16 +67,10 @@ def codebook_statistics(counts: Tensor) -> dict[str, float]:
 class CodebookUsageConfig(MetricConfig):
     """Configures the usage of a codebook."""
 
-    codebook_size: int | None = None
-    """Number of codes K, 1 or more; null: the tokenizer's."""
-    num_codebooks: int | None = None
-    """How many indices a position has, 1 or more; null: the tokenizer's."""
-
-    def __post_init__(self) -> None:
-        for name in ("codebook_size", "num_codebooks"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be 1 or more, got {value}")
+    codebook_size: Annotated[int, Ge(1)] | None = None
+    """Number of codes K; null: the tokenizer's."""
+    num_codebooks: Annotated[int, Ge(1)] | None = None
+    """How many indices a position has; null: the tokenizer's."""
 
     def for_codebook(self, codebook_size: int, num_codebooks: int) -> CodebookUsageConfig:
         """Return the config with the tokenizer's numbers where it has none."""

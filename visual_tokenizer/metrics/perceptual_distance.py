@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Len
 from torch import Tensor
 
+from visual_tokenizer.fields.ranges import Different
 from visual_tokenizer.losses.perceptual import Perceptual, PerceptualConfig, perceptual_distance
 from visual_tokenizer.metrics.base import MetricConfig, PictureMean, round_pixels
 
@@ -19,19 +22,16 @@ class PerceptualDistanceConfig(MetricConfig):
     """Frozen network: a file of `visual_tokenizer/backbones`."""
     network_weights: str | None = None
     """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
-    layers: list[int] | None = None
-    """Levels of the network to compare, different numbers, 0 the finest; null: all."""
-    min_size: int = 64
-    """Pixels of the shorter side, 32 or more; smaller pictures are enlarged to it, others stay."""
+    layers: Annotated[list[Annotated[int, Ge(0)]], Len(1), Different()] | None = None
+    """Levels of the network to compare, 0 the finest; null: all."""
+    min_size: Annotated[int, Ge(32)] = 64
+    """Pixels of the shorter side; smaller pictures are enlarged to it, others stay."""
 
     def loss(self) -> PerceptualConfig:
         """Return the config of the loss of the same distance."""
         return PerceptualConfig(
             network=self.network, network_weights=self.network_weights, layers=self.layers, min_size=self.min_size
         )
-
-    def __post_init__(self) -> None:
-        self.loss()  # makes the loss's checks
 
 
 class PerceptualDistance(PictureMean):

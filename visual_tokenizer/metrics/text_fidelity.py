@@ -8,9 +8,11 @@ a reader finds in the original, so any pictures serve.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from visual_tokenizer.backbones.base import frames_as_pictures
@@ -23,12 +25,8 @@ from visual_tokenizer.metrics.base import Metric, MetricConfig, check_pair, roun
 class TextFidelityConfig(MetricConfig):
     """Configures the fidelity of text."""
 
-    min_score: float = 0.5
-    """Regions that are read in the original with less confidence are left out; in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_score <= 1:
-            raise UserError(f"min_score must be in [0, 1], got {self.min_score}")
+    min_score: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """Regions that are read in the original with less confidence are left out."""
 
 
 class TextFidelity(Metric):

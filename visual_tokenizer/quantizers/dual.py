@@ -13,9 +13,10 @@ published configurations weigh 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,37 +40,26 @@ def _part(kind: type[PartConfig], name: str) -> Any:
 class DualConfig(QuantizerConfig):
     """Fields of dual codebooks."""
 
-    codebook_size: int = 8192
-    """Number of codes K of each codebook; 2 or more."""
+    codebook_size: Annotated[int, Ge(2)] = 8192
+    """Number of codes K of each codebook."""
 
-    semantic_dim: int = 32
-    """Channels of the semantic part; 1 or more."""
+    semantic_dim: Annotated[int, Ge(1)] = 32
+    """Channels of the semantic part."""
 
-    pixel_dim: int = 8
-    """Channels of the pixel part; 1 or more."""
+    pixel_dim: Annotated[int, Ge(1)] = 8
+    """Channels of the pixel part."""
 
-    distance_weight: float = 1.0
-    """Factor w on the pixel part's squared distance in the choice of a code; above 0."""
+    distance_weight: Annotated[float, Gt(0)] = 1.0
+    """Factor w on the pixel part's squared distance in the choice of a code."""
 
-    commitment_weight: float = 1.0
-    """Factor β on mean(‖z − sg(e)‖²), both on the spheres; 0 or more."""
+    commitment_weight: Annotated[float, Ge(0)] = 1.0
+    """Factor β on mean(‖z − sg(e)‖²), both on the spheres."""
 
     update: UpdateConfig = field(default_factory=lambda: _part(UpdateConfig, "gradient"))
     """How the codes learn."""
 
     initializer: InitializerConfig = field(default_factory=lambda: _part(InitializerConfig, "random"))
     """Where the first codes come from; none that sets them step by step."""
-
-    def __post_init__(self) -> None:
-        if self.codebook_size < 2:
-            raise UserError(f"codebook_size must be 2 or more, got {self.codebook_size}")
-        for name in ("semantic_dim", "pixel_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not self.distance_weight > 0:
-            raise UserError(f"distance_weight must be above 0, got {self.distance_weight}")
-        if not self.commitment_weight >= 0:
-            raise UserError(f"commitment_weight must be 0 or more, got {self.commitment_weight}")
 
 
 class Dual(Quantizer):

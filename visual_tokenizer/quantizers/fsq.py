@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Interval, Len
 from torch import Tensor
 
 from visual_tokenizer.codebooks.packing import IndexOrder, pack, place_values, unpack
@@ -34,8 +35,8 @@ EXACT_INTEGERS = 2**24
 class FSQConfig(QuantizerConfig):
     """Fields of FSQ."""
 
-    levels: list[int] = field(default_factory=lambda: [8, 5, 5, 5])
-    """Levels of each channel, each 2 or more; their product is the codebook size, below 2^31."""
+    levels: Annotated[list[Annotated[int, Ge(2)]], Len(1)] = field(default_factory=lambda: [8, 5, 5, 5])
+    """Levels of each channel; their product is the codebook size, below 2^31."""
 
     grid: Literal["published", "symmetric"] = "published"
     """Where the codes of a channel lie: −1 … 1 − 2/L for even L and −1 … 1 for odd L, or −1 … 1 for every L."""
@@ -43,23 +44,18 @@ class FSQConfig(QuantizerConfig):
     index_order: IndexOrder = "first_fastest"
     """Which channel changes from one index to the next; the published code has the first."""
 
-    epsilon: float = 1e-3
-    """How far the published grid's bound reaches past the outer levels, which keeps them reachable by rounding; in
-    (0, 1). The symmetric grid has no such margin: its outer levels are reached from half a bin inside."""
+    epsilon: Annotated[float, Interval(gt=0, lt=1)] = 1e-3
+    """How far the published grid's bound reaches past the outer levels, which keeps them reachable by rounding. The
+    symmetric grid has no such margin: its outer levels are reached from half a bin inside."""
 
-    noise: float = 0.0
-    """Probability with which, in training, a channel of a token gets uniform noise of one bin's width instead of
-    being rounded; in [0, 1]. Indices are always those of rounding."""
+    noise: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Probability with which, in training, a channel of a token gets uniform noise of one bin's width instead of being
+    rounded. Indices are always those of rounding."""
 
     def __post_init__(self) -> None:
-        if not self.levels or min(self.levels) < 2:
-            raise UserError(f"levels must be a list of integers of 2 or more, got {self.levels}")
+        super().__post_init__()
         if math.prod(self.levels) >= 2**31:
-            raise UserError(f"the product of levels must be below 2^31, got {math.prod(self.levels)}")
-        if not 0 < self.epsilon < 1:
-            raise UserError(f"epsilon must be in (0, 1), got {self.epsilon}")
-        if not 0 <= self.noise <= 1:
-            raise UserError(f"noise must be in [0, 1], got {self.noise}")
+            raise UserError(f"levels must have a product below 2^31, got {math.prod(self.levels)}")
 
 
 class _BoundAndRound(torch.autograd.Function):

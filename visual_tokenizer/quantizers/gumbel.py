@@ -9,15 +9,16 @@ codes stand in memory, because each pair has its own noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.codebooks.annealing import cosine_annealed, linear_warmup
 from visual_tokenizer.codebooks.relaxation import gumbel_noise, kl_to_uniform
 from visual_tokenizer.codebooks.search import code_counts
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, batch_metrics
 
@@ -26,42 +27,30 @@ from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, batch_m
 class GumbelConfig(QuantizerConfig):
     """Fields of the dVAE's quantizer."""
 
-    codebook_size: int = 8192
-    """Number of codes K; 2 or more."""
+    codebook_size: Annotated[int, Ge(2)] = 8192
+    """Number of codes K."""
 
-    code_dim: int = 32
-    """Channels of latents and codes; 1 or more."""
+    code_dim: Annotated[int, Ge(1)] = 32
+    """Channels of latents and codes."""
 
-    temperature: float = 1.0
-    """τ at the first step; above 0."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """τ at the first step."""
 
-    final_temperature: float = 1 / 16
-    """τ after `anneal_steps`; above 0."""
+    final_temperature: Annotated[float, Gt(0)] = 1 / 16
+    """τ after `anneal_steps`."""
 
-    anneal_steps: int = 150000
-    """Steps over which τ falls along half a cosine; 0 or more."""
+    anneal_steps: Annotated[int, Ge(0)] = 150000
+    """Steps over which τ falls along half a cosine."""
 
     hard: bool = False
     """Let the decoder see the drawn code itself, with the relaxation's gradient (straight-through Gumbel-softmax)."""
 
-    kl_weight: float = 5e-4
-    """Factor on the mean over tokens of KL(softmax(logits) ‖ uniform) in nats; 0 or more. The dVAE's 6.6 weighs the sum
-    over tokens per sub-pixel: 6.6 · N / (3HW) here."""
+    kl_weight: Annotated[float, Ge(0)] = 5e-4
+    """Factor on the mean over tokens of KL(softmax(logits) ‖ uniform) in nats. The dVAE's 6.6 weighs the sum over
+    tokens per sub-pixel: 6.6 · N / (3HW) here."""
 
-    kl_warmup_steps: int = 5000
-    """Steps over which that factor grows from 0; 0 or more."""
-
-    def __post_init__(self) -> None:
-        if self.codebook_size < 2:
-            raise UserError(f"codebook_size must be 2 or more, got {self.codebook_size}")
-        if self.code_dim < 1:
-            raise UserError(f"code_dim must be 1 or more, got {self.code_dim}")
-        for name in ("temperature", "final_temperature"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("anneal_steps", "kl_weight", "kl_warmup_steps"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
+    kl_warmup_steps: Annotated[int, Ge(0)] = 5000
+    """Steps over which that factor grows from 0."""
 
 
 class Gumbel(Quantizer):

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Len, MultipleOf
 from torch import Tensor, nn
 
 from visual_tokenizer.errors import UserError
@@ -39,17 +40,11 @@ class HierarchicalConfig(QuantizerConfig):
     bottom: QuantizerConfig = field(default_factory=_small_vq)
     """Quantizer of the fine level; each position by itself, with as many codes and codebooks as the top."""
 
-    grid: list[int] = field(default_factory=lambda: [4, 4])
-    """[height, width] of the latents; even, 2 or more. The top level has half of each."""
+    grid: Annotated[list[Annotated[int, Ge(2), MultipleOf(2)]], Len(2, 2)] = field(default_factory=lambda: [4, 4])
+    """[height, width] of the latents. The top level has half of each."""
 
-    code_dim: int = 64
-    """Channels of latents and codes; 1 or more."""
-
-    def __post_init__(self) -> None:
-        if len(self.grid) != 2 or any(side < 2 or side % 2 for side in self.grid):
-            raise UserError(f"grid must be [height, width], even and 2 or more, got {self.grid}")
-        if self.code_dim < 1:
-            raise UserError(f"code_dim must be 1 or more, got {self.code_dim}")
+    code_dim: Annotated[int, Ge(1)] = 64
+    """Channels of latents and codes."""
 
 
 class Hierarchical(Quantizer):

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,31 +43,28 @@ class MultiHeadConfig(QuantizerConfig):
     base: QuantizerConfig = field(default_factory=_small_vq)
     """Quantizer of a head, whose code_dim is the head's width."""
 
-    heads: int = 2
-    """Number of heads; 1 or more."""
+    heads: Annotated[int, Ge(1)] = 2
+    """Number of heads."""
 
-    code_dim: int = 32
-    """Channels of latents and codes; 1 or more."""
+    code_dim: Annotated[int, Ge(1)] = 32
+    """Channels of latents and codes."""
 
     combine: Literal["concatenate", "sum"] = "concatenate"
     """Whether the heads' codes are concatenated and projected to code_dim, or added up; the base's code_dim is then
     code_dim."""
 
-    disentanglement_weight: float = 0.0
-    """Factor on the mean squared cosine of two heads' codes; 0 or more. FQGAN's is 0.1."""
+    disentanglement_weight: Annotated[float, Ge(0)] = 0.0
+    """Factor on the mean squared cosine of two heads' codes. FQGAN's is 0.1."""
 
     bases: list[QuantizerConfig] = field(default_factory=list)
     """Quantizers of the heads, where they are not all alike: `heads` of them, of equal codebook_size. They take the
     place of `base`."""
 
     def __post_init__(self) -> None:
-        for name in ("heads", "code_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not self.disentanglement_weight >= 0:
-            raise UserError(f"disentanglement_weight must be 0 or more, got {self.disentanglement_weight}")
+        super().__post_init__()
         if self.disentanglement_weight > 0 and self.heads < 2:
-            raise UserError("disentanglement_weight must be 0 where there is one head")
+            weight = self.disentanglement_weight
+            raise UserError(f"disentanglement_weight must be 0 where there is one head, got {weight}")
         if self.bases and len(self.bases) != self.heads:
             raise UserError(f"bases must be empty or {self.heads} (heads), got {len(self.bases)}")
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Interval, Len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,6 +39,9 @@ def _gradient_vq() -> Any:
     return QuantizerConfig.family.config(section)
 
 
+Side = Annotated[int, Ge(1)]
+
+
 @dataclass(kw_only=True)
 class MultiScaleConfig(QuantizerConfig):
     """Fields of multi-scale residual quantization."""
@@ -45,38 +49,32 @@ class MultiScaleConfig(QuantizerConfig):
     base: QuantizerConfig = field(default_factory=_gradient_vq)
     """Quantizer of a scale; each position by itself."""
 
-    scales: list[int | list[int]] = field(default_factory=lambda: [1, 2, 3, 4])
-    """Grids from coarse to fine, each a side or [height, width], 1 or more; the last is that of the latents."""
+    scales: Annotated[list[Side | Annotated[list[Side], Len(2, 2)]], Len(1)] = field(
+        default_factory=lambda: [1, 2, 3, 4]
+    )
+    """Grids from coarse to fine, each a side or [height, width]; the last is that of the latents."""
 
     shared: bool = True
     """Let all scales use one quantizer, in place of one each."""
 
-    phi_ratio: float = 0.5
-    """Share r of the convolution in φ(h) = (1 − r) h + r conv(h); in [0, 1], 0 leaves it out."""
+    phi_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """Share r of the convolution in φ(h) = (1 − r) h + r conv(h); 0 leaves it out."""
 
-    phi_count: int = 4
-    """Number of convolutions, which scales share evenly from coarse to fine; 1 or more, and no more than are used."""
+    phi_count: Annotated[int, Ge(1)] = 4
+    """Number of convolutions, which scales share evenly from coarse to fine; no more than are used."""
 
-    commitment_weight: float = 0.25
-    """Factor β on the mean over scales of mean(‖f − sg(f̂)‖²), f̂ the sum so far; 0 or more."""
+    commitment_weight: Annotated[float, Ge(0)] = 0.25
+    """Factor β on the mean over scales of mean(‖f − sg(f̂)‖²), f̂ the sum so far."""
 
-    scale_dropout: float = 0.0
-    """Probability that a training step's codes are the sum of the first n scales only, n even from 1 to their number;
-    in [0, 1]. Indices and losses are always those of all scales."""
+    scale_dropout: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Probability that a training step's codes are the sum of the first n scales only, n even from 1 to their number.
+    Indices and losses are always those of all scales."""
 
     def __post_init__(self) -> None:
-        grids = [_grid(scale) for scale in self.scales]
-        if not grids or any(len(grid) != 2 or min(grid) < 1 for grid in grids):
-            raise UserError(f"scales must be sides or [height, width], each 1 or more, got {self.scales}")
-        if any(grid[0] > grids[-1][0] or grid[1] > grids[-1][1] for grid in grids):
+        super().__post_init__()
+        *grids, last = [_grid(scale) for scale in self.scales]
+        if any(grid[0] > last[0] or grid[1] > last[1] for grid in grids):
             raise UserError(f"scales must not be larger than the last, the grid of the latents, got {self.scales}")
-        for name in ("phi_ratio", "scale_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.phi_count < 1:
-            raise UserError(f"phi_count must be 1 or more, got {self.phi_count}")
-        if not self.commitment_weight >= 0:
-            raise UserError(f"commitment_weight must be 0 or more, got {self.commitment_weight}")
 
 
 def _grid(scale: int | list[int]) -> tuple[int, ...]:

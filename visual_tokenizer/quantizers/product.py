@@ -9,9 +9,10 @@ which for groups of equal width is the mean over all channels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.errors import UserError
@@ -37,8 +38,8 @@ class ProductConfig(QuantizerConfig):
     base: QuantizerConfig = field(default_factory=_small_vq)
     """Quantizer of a group, whose code_dim is the group's width."""
 
-    groups: int = 2
-    """Number of groups; 1 or more."""
+    groups: Annotated[int, Ge(1)] = 2
+    """Number of groups."""
 
     shared: bool = False
     """Let all groups use one quantizer, in place of one each."""
@@ -48,12 +49,11 @@ class ProductConfig(QuantizerConfig):
     codebook_size. They take the place of `base`."""
 
     def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise UserError(f"groups must be 1 or more, got {self.groups}")
+        super().__post_init__()
         if self.bases and len(self.bases) != self.groups:
             raise UserError(f"bases must be empty or {self.groups} (groups), got {len(self.bases)}")
         if self.bases and self.shared:
-            raise UserError("shared must be false where bases are given")
+            raise UserError("shared must be false where bases are given, got true")
 
 
 class Product(Composition):

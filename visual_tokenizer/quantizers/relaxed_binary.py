@@ -11,70 +11,53 @@ codes, so that it meets hard ones first in eval mode. The metric `relaxation_gap
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
-from visual_tokenizer.codebooks.packing import BitOrder, bit_places, bits_of, pack_signs, unpack_signs
+from visual_tokenizer.codebooks.packing import pack_signs
 from visual_tokenizer.codebooks.usage import usage_metrics
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.outputs import QuantizerOutput
-from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig
+from visual_tokenizer.quantizers._signs import SignConfig, SignQuantizer
 
 
 @dataclass(kw_only=True)
-class RelaxedBinaryConfig(QuantizerConfig):
+class RelaxedBinaryConfig(SignConfig):
     """Fields of relaxed binary quantization."""
-
-    codebook_size: int = 8192
-    """Number of codes K, a power of two from 2 to 2^62; a code has log2 K channels."""
-
-    index_order: BitOrder = "most_significant_first"
-    """Whether the first channel is the index's most or least significant bit."""
 
     relaxation: Literal["tanh", "sigmoid"] = "tanh"
     """Soft sign of training: tanh(z/τ), or 2σ(z/τ) − 1 with half its slope at 0."""
 
-    temperature: float = 1.0
-    """τ at the first step, in units of the latents; above 0."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """τ at the first step, in units of the latents."""
 
-    final_temperature: float = 0.1
-    """τ from step `anneal_steps` on; above 0, and not above `temperature`."""
+    final_temperature: Annotated[float, Gt(0)] = 0.1
+    """τ from step `anneal_steps` on; not above `temperature`."""
 
-    anneal_steps: int = 10000
-    """Training steps in which τ falls, by the same factor each; 1 or more."""
+    anneal_steps: Annotated[int, Ge(1)] = 10000
+    """Training steps in which τ falls, by the same factor each."""
 
     def __post_init__(self) -> None:
-        bits_of(self.codebook_size)
-        if not self.temperature > 0:
-            raise UserError(f"temperature must be above 0, got {self.temperature}")
-        if not 0 < self.final_temperature <= self.temperature:
+        super().__post_init__()
+        if self.final_temperature > self.temperature:
             raise UserError(
-                f"final_temperature must be above 0 and not above temperature ({self.temperature}), "
-                f"got {self.final_temperature}"
+                f"final_temperature must be at most temperature ({self.temperature}), got {self.final_temperature}"
             )
-        if self.anneal_steps < 1:
-            raise UserError(f"anneal_steps must be 1 or more, got {self.anneal_steps}")
 
 
-class RelaxedBinary(Quantizer):
+class RelaxedBinary(SignQuantizer):
     """Codes in (−1, 1)^d in training, in {−1, +1}^d in use; no codebook, no losses."""
 
     Config = RelaxedBinaryConfig
-    places: Tensor
     steps: Tensor
 
     def __init__(self, config: RelaxedBinaryConfig) -> None:
         super().__init__(config)
-        self.codebook_size = config.codebook_size
-        self.code_dim = bits_of(config.codebook_size)
-        self.register_derived_buffers()
         # Part of the checkpoint, so that a resumed run goes on at its temperature.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-
-    def derived_buffers(self) -> dict[str, Tensor]:
-        return {"places": bit_places(bits_of(self.config.codebook_size), self.config.index_order)}
 
     def current_temperature(self) -> Tensor:
         """Return τ after `steps` training steps, a scalar on the device."""
@@ -97,6 +80,3 @@ class RelaxedBinary(Quantizer):
             }
             self.steps.add_(1)
         return output
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        return unpack_signs(indices, self.places)

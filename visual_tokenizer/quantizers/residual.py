@@ -18,9 +18,10 @@ are quantized and learn all the same: `indices` always hold all levels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Interval, Len
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,28 +50,18 @@ class ResidualConfig(QuantizerConfig):
     base: QuantizerConfig = field(default_factory=_small_vq)
     """Quantizer of a level."""
 
-    depth: int = 4
-    """Number of levels; 1 or more."""
+    depth: Annotated[int, Ge(1)] = 4
+    """Number of levels."""
 
     shared: bool = False
     """Let all levels use one quantizer, in place of one each."""
 
-    level_scale: float | list[float] = 1.0
+    level_scale: Annotated[float, Gt(0)] | Annotated[list[Annotated[float, Gt(0)]], Len(1)] = 1.0
     """Factor s, or one for each channel: level i = 0, 1, … quantizes its residual divided by sⁱ, and its codes are
-    multiplied by sⁱ; above 0. Quantizers with a fixed grid need one below 1."""
+    multiplied by sⁱ. Quantizers with a fixed grid need one below 1."""
 
-    quantizer_dropout: float = 0.0
-    """Probability that a training step's codes are the sum of the first n levels only, n even from 1 to depth; in
-    [0, 1]."""
-
-    def __post_init__(self) -> None:
-        if self.depth < 1:
-            raise UserError(f"depth must be 1 or more, got {self.depth}")
-        scales = self.level_scale if isinstance(self.level_scale, list) else [self.level_scale]
-        if not scales or not min(scales) > 0:
-            raise UserError(f"level_scale must be above 0, got {self.level_scale}")
-        if not 0 <= self.quantizer_dropout <= 1:
-            raise UserError(f"quantizer_dropout must be in [0, 1], got {self.quantizer_dropout}")
+    quantizer_dropout: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Probability that a training step's codes are the sum of the first n levels only, n even from 1 to depth."""
 
 
 class Residual(Composition):

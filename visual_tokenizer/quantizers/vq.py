@@ -10,9 +10,10 @@ are parts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,24 +37,24 @@ from visual_tokenizer.registry import PartConfig
 class VQConfig(QuantizerConfig):
     """Fields of VQ."""
 
-    codebook_size: int = 8192
-    """Number of codes K; 2 or more."""
+    codebook_size: Annotated[int, Ge(2)] = 8192
+    """Number of codes K."""
 
-    code_dim: int = 32
-    """Channels of a code C; 1 or more."""
+    code_dim: Annotated[int, Ge(1)] = 32
+    """Channels of a code C."""
 
     normalize: bool = False
     """Put latents and codes on the unit sphere, so that the nearest code is that of the largest cosine."""
 
-    commitment_weight: float = 0.25
-    """Factor β on mean(‖z − sg(e)‖²), which keeps the encoder near its codes; 0 or more."""
+    commitment_weight: Annotated[float, Ge(0)] = 0.25
+    """Factor β on mean(‖z − sg(e)‖²), which keeps the encoder near its codes."""
 
     loss_weighting: Literal["paper", "legacy"] = "paper"
     """`paper`: β weighs the commitment. `legacy`: β weighs the codebook loss mean(‖sg(z) − e‖²) and the commitment has
     weight 1, as the first VQGAN code had it and published checkpoints were trained."""
 
-    usage_decay: float = 0.99
-    """Weight of the past in the running share of each code, which reseeding looks at; in [0, 1)."""
+    usage_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.99
+    """Weight of the past in the running share of each code, which reseeding looks at."""
 
     estimator: EstimatorConfig = field(default_factory=lambda: _part(EstimatorConfig, "straight_through"))
     """How gradients pass the assignment."""
@@ -74,14 +75,7 @@ class VQConfig(QuantizerConfig):
     """Further objectives on codes and assignments."""
 
     def __post_init__(self) -> None:
-        if self.codebook_size < 2:
-            raise UserError(f"codebook_size must be 2 or more, got {self.codebook_size}")
-        if self.code_dim < 1:
-            raise UserError(f"code_dim must be 1 or more, got {self.code_dim}")
-        if not self.commitment_weight >= 0:
-            raise UserError(f"commitment_weight must be 0 or more, got {self.commitment_weight}")
-        if not 0 <= self.usage_decay < 1:
-            raise UserError(f"usage_decay must be in [0, 1), got {self.usage_decay}")
+        super().__post_init__()
         kinds = [regularizer.type for regularizer in self.regularizers]
         if len(set(kinds)) < len(kinds):
             raise UserError(f"regularizers must be of different types, got {', '.join(kinds)}")

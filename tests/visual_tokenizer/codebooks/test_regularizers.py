@@ -195,7 +195,7 @@ def test_config_round_trips_and_refuses_wrong_values(name):
         ("kl_uniform", {"temperature": -1.0}, "temperature must be above 0"),
         ("kl_uniform", {"similarity": "cosine"}, "similarity must be one of distance, dot"),
         ("repulsion", {"temperature": 0.0}, "temperature must be above 0"),
-        ("repulsion", {"max_codes": 1}, "max_codes must be 0 or at least 2"),
+        ("repulsion", {"max_codes": 1}, "max_codes must be 0 or 2 or more, got 1"),
         ("orthogonality", {"form": "rows"}, "form must be one of gram, cosine"),
         ("variance", {"target": 0.0}, "target must be above 0"),
         ("contrastive", {"temperature": 0.0}, "temperature must be above 0"),

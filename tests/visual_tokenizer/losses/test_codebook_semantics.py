@@ -129,7 +129,7 @@ def test_the_decoders_block_is_compared_place_by_place_with_the_teacher():
 def test_a_decoder_without_that_block_is_refused():
     with pytest.raises(ValueError, match="block must be one of the decoder's, which has 2 blocks, got 3"):
         Objective(q_former(), {"decoder_alignment": alignment(block=3)})
-    with pytest.raises(ValueError, match="level must be a level of the teacher"):
+    with pytest.raises(ValueError, match="level must be given, got null"):
         alignment(level=None)
     with pytest.raises(ValueError, match=r"decoder_width must be 8.* got 12 and 16 places"):
         Objective(q_former(), {"decoder_alignment": alignment(decoder_width=12)}).train()(batch_of())

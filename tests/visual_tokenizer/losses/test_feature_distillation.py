@@ -131,8 +131,8 @@ def test_it_is_learned_and_reaches_the_encoder_through_the_codes():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"channels": [4, 4]}, "channels must be"),
-        ({"channels": [0]}, "channels must be"),
+        ({"channels": [4, 4]}, "channels must be growing"),
+        ({"channels": [0]}, "channels must hold 2"),
         ({"level": 5}, "0..4"),
         ({"level": -6}, "0..4"),
         ({"network_weights": "file.pth"}, "network_weights must be null"),

@@ -87,7 +87,7 @@ def test_the_recipe_s_teacher_is_the_one_that_is_read(batch, codes):
     loss = LossConfig.family.build({"type": "feature_reconstruction", **FIELDS}, teacher=teacher)
     assert loss.network is teacher.network
     assert loss.target(batch).shape[2:] == (8, 8)
-    with pytest.raises(ValueError, match="level must be a level of the teacher"):
+    with pytest.raises(ValueError, match="level must be given, got null"):
         build(level=None)
 
 

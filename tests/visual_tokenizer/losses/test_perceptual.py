@@ -138,8 +138,8 @@ def test_small_pictures_are_enlarged(loss: Perceptual, pixels: Tensor) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layers": []}, "layers must be different"),
-        ({"layers": [1, 1]}, "layers must be different"),
+        ({"layers": []}, "layers must hold 1 or more"),
+        ({"layers": [1, 1]}, "layers must be all different"),
         ({"min_size": 16}, "min_size must be 32 or more"),
     ],
 )

@@ -9,47 +9,40 @@ distances to an explicit codebook. It keeps tokens × codes in memory, because e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from visual_tokenizer.codebooks.annealing import cosine_annealed, linear_warmup
 from visual_tokenizer.codebooks.assignment import Assignment
 from visual_tokenizer.codebooks.estimators.base import Estimator, EstimatorConfig
 from visual_tokenizer.codebooks.relaxation import gumbel_noise, kl_to_uniform
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class GumbelConfig(EstimatorConfig):
     """Fields of Gumbel-softmax."""
 
-    temperature: float = 1.0
-    """τ at the first step; above 0."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """τ at the first step."""
 
-    final_temperature: float = 1 / 16
-    """τ after `anneal_steps`; above 0."""
+    final_temperature: Annotated[float, Gt(0)] = 1 / 16
+    """τ after `anneal_steps`."""
 
-    anneal_steps: int = 150000
-    """Steps over which τ falls along half a cosine; 0 or more."""
+    anneal_steps: Annotated[int, Ge(0)] = 150000
+    """Steps over which τ falls along half a cosine."""
 
     hard: bool = False
     """Let the decoder see the drawn code itself, with the relaxation's gradient (straight-through Gumbel-softmax)."""
 
-    kl_weight: float = 0.0
-    """Factor on the mean over latents of KL(softmax(logits) ‖ uniform) in nats; 0 or more. The dVAE's 6.6 weighs the
-    sum over latents per sub-pixel: 6.6 · N / (3HW) here."""
+    kl_weight: Annotated[float, Ge(0)] = 0.0
+    """Factor on the mean over latents of KL(softmax(logits) ‖ uniform) in nats. The dVAE's 6.6 weighs the sum over
+    latents per sub-pixel: 6.6 · N / (3HW) here."""
 
-    kl_warmup_steps: int = 5000
-    """Steps over which that factor grows from 0; 0 or more."""
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "final_temperature"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("anneal_steps", "kl_weight", "kl_warmup_steps"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
+    kl_warmup_steps: Annotated[int, Ge(0)] = 5000
+    """Steps over which that factor grows from 0."""
 
 
 class Gumbel(Estimator):

@@ -10,26 +10,23 @@ with `similarity: dot`. p is recomputed in chunks on the way back, so that 2^18 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.codebooks.assignment import Assignment, mean_square
 from visual_tokenizer.codebooks.estimators.base import Estimator, EstimatorConfig
 from visual_tokenizer.codebooks.search import most_similar_codes
 from visual_tokenizer.codebooks.soft_assignment import dot_logits, expected_values
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class IndexBackpropagationConfig(EstimatorConfig):
     """Fields of index backpropagation."""
 
-    quantization_weight: float = 1.0
-    """Factor on mean(‖z_q − z‖²), whose gradient reaches latents and, through the index, all codes; 0 or more."""
-
-    def __post_init__(self) -> None:
-        if not self.quantization_weight >= 0:
-            raise UserError(f"quantization_weight must be 0 or more, got {self.quantization_weight}")
+    quantization_weight: Annotated[float, Ge(0)] = 1.0
+    """Factor on mean(‖z_q − z‖²), whose gradient reaches latents and, through the index, all codes."""
 
 
 class IndexBackpropagation(Estimator):

@@ -8,35 +8,29 @@ codes outside training, are those of the nearest code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from visual_tokenizer.codebooks.annealing import cosine_annealed
 from visual_tokenizer.codebooks.assignment import Assignment
 from visual_tokenizer.codebooks.estimators.base import Estimator, EstimatorConfig
 from visual_tokenizer.codebooks.soft_assignment import distance_logits, expected_values
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class SoftConfig(EstimatorConfig):
     """Fields of soft assignment."""
 
-    temperature: float = 1.0
-    """τ at the first step, in units of squared distance; above 0."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """τ at the first step, in units of squared distance."""
 
-    final_temperature: float = 0.01
-    """τ after `anneal_steps`; above 0."""
+    final_temperature: Annotated[float, Gt(0)] = 0.01
+    """τ after `anneal_steps`."""
 
-    anneal_steps: int = 10000
-    """Steps over which τ falls along half a cosine; 0 or more."""
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "final_temperature"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.anneal_steps < 0:
-            raise UserError(f"anneal_steps must be 0 or more, got {self.anneal_steps}")
+    anneal_steps: Annotated[int, Ge(0)] = 10000
+    """Steps over which τ falls along half a cosine."""
 
 
 class Soft(Estimator):

@@ -8,25 +8,22 @@ Straight-Through Estimator (Huh et al., 2023), arXiv:2305.08842, section 4.3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.codebooks.assignment import Assignment
 from visual_tokenizer.codebooks.estimators.base import Estimator, EstimatorConfig
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class StraightThroughConfig(EstimatorConfig):
     """Fields of the straight-through estimator."""
 
-    synchronization: float = 0.0
+    synchronization: Annotated[float, Ge(0)] = 0.0
     """Factor ν of the decoder's gradient that reaches the chosen codes; 0 is the classic estimator. Codes that don't
     learn by gradient ignore it."""
-
-    def __post_init__(self) -> None:
-        if not self.synchronization >= 0:
-            raise UserError(f"synchronization must be 0 or more, got {self.synchronization}")
 
 
 class StraightThrough(Estimator):

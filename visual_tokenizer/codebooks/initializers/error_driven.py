@@ -6,30 +6,25 @@ The survey's section 5, item 4: drawn from the top share of δ = ‖z − e_k‖
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.initializers.base import Initializer, InitializerConfig
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class ErrorDrivenConfig(InitializerConfig):
     """Fields of error-driven initialisation."""
 
-    codes_per_step: int = 64
-    """Codes set at each training step, at most; 1 or more. Fewer look more often at what is left uncovered."""
+    codes_per_step: Annotated[int, Ge(1)] = 64
+    """Codes set at each training step, at most. Fewer look more often at what is left uncovered."""
 
-    top_share: float = 0.25
-    """Share of the step's latents, those of the largest error, that codes are drawn from; in (0, 1]."""
-
-    def __post_init__(self) -> None:
-        if self.codes_per_step < 1:
-            raise UserError(f"codes_per_step must be 1 or more, got {self.codes_per_step}")
-        if not 0 < self.top_share <= 1:
-            raise UserError(f"top_share must be in (0, 1], got {self.top_share}")
+    top_share: Annotated[float, Interval(gt=0, le=1)] = 0.25
+    """Share of the step's latents, those of the largest error, that codes are drawn from."""
 
 
 class ErrorDriven(Initializer):

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,19 +31,14 @@ class FeaturesConfig(InitializerConfig):
     path: str = ""
     """A safetensors file with one tensor `features` (M, D); read once, when training begins."""
 
-    samples: int = 4096
+    samples: Annotated[int, Ge(1)] = 4096
     """Early latents, over all ranks, that give mean and directions; more than the code dimension."""
 
-    iterations: int = 10
-    """Lloyd iterations of the k-means; 1 or more."""
+    iterations: Annotated[int, Ge(1)] = 10
+    """Lloyd iterations of the k-means."""
 
     seed: int = 0
     """Seed of the choice of the first centres."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "iterations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 class Features(Initializer):

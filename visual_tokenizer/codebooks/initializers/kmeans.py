@@ -6,33 +6,29 @@ Paper: Robust Training of Vector Quantized Bottleneck Models (Łańcucki et al.,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.initializers.base import Initializer, InitializerConfig
 from visual_tokenizer.codebooks.lloyd import cluster_centres
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class KMeansConfig(InitializerConfig):
     """Fields of the k-means initializer."""
 
-    samples: int = 65536
-    """Latents in the pool, over all ranks; 1 or more, better 8 or more a code."""
+    samples: Annotated[int, Ge(1)] = 65536
+    """Latents in the pool, over all ranks; better 8 or more a code."""
 
-    iterations: int = 10
-    """Lloyd iterations; 1 or more."""
+    iterations: Annotated[int, Ge(1)] = 10
+    """Lloyd iterations."""
 
     seed: int = 0
     """Seed of the choice of the first centres."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "iterations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 class KMeans(Initializer):

@@ -7,30 +7,25 @@ copies of one latent apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.initializers.base import Initializer, InitializerConfig
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class StreamingConfig(InitializerConfig):
     """Fields of streaming initialisation."""
 
-    codes_per_step: int = 256
-    """Codes set at each training step, at most; 1 or more."""
+    codes_per_step: Annotated[int, Ge(1)] = 256
+    """Codes set at each training step, at most."""
 
-    noise: float = 0.01
-    """Standard deviation σ of the noise on a new code, as a fraction of the latents' own; 0 or more."""
-
-    def __post_init__(self) -> None:
-        if self.codes_per_step < 1:
-            raise UserError(f"codes_per_step must be 1 or more, got {self.codes_per_step}")
-        if not self.noise >= 0:
-            raise UserError(f"noise must be 0 or more, got {self.noise}")
+    noise: Annotated[float, Ge(0)] = 0.01
+    """Standard deviation σ of the noise on a new code, as a fraction of the latents' own."""
 
 
 class Streaming(Initializer):

@@ -7,9 +7,10 @@ of the authors' code: e = (1 + r·s) ⊙ table + r·b with s, b learned from 0 a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from visual_tokenizer.codebooks.parametrizations.base import Parametrization, ParametrizationConfig
@@ -20,17 +21,11 @@ from visual_tokenizer.errors import UserError
 class AffineConfig(ParametrizationConfig):
     """Fields of the learned affine reparameterisation."""
 
-    learning_rate_ratio: float = 1.0
-    """How much faster scale and shift move than the table; above 0."""
+    learning_rate_ratio: Annotated[float, Gt(0)] = 1.0
+    """How much faster scale and shift move than the table."""
 
-    groups: int = 1
+    groups: Annotated[int, Ge(1)] = 1
     """Groups of codes with a scale and shift of their own; a divisor of the codebook size."""
-
-    def __post_init__(self) -> None:
-        if not self.learning_rate_ratio > 0:
-            raise UserError(f"learning_rate_ratio must be above 0, got {self.learning_rate_ratio}")
-        if self.groups < 1:
-            raise UserError(f"groups must be 1 or more, got {self.groups}")
 
 
 class Affine(Parametrization):

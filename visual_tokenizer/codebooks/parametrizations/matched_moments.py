@@ -7,30 +7,25 @@ statistics as exponential moving averages: e = σ_z/σ_t ⊙ (table − μ_t) + 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import sum_over_ranks
 from visual_tokenizer.codebooks.parametrizations.base import Parametrization, ParametrizationConfig
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class MatchedMomentsConfig(ParametrizationConfig):
     """Fields of the affine reparameterisation from running moments."""
 
-    latents_decay: float = 0.99
-    """Weight of the past in the latents' mean and variance; in [0, 1)."""
+    latents_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.99
+    """Weight of the past in the latents' mean and variance."""
 
-    table_decay: float = 0.9
-    """Weight of the past in the table's mean and variance; in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        for name in ("latents_decay", "table_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+    table_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.9
+    """Weight of the past in the table's mean and variance."""
 
 
 class MatchedMoments(Parametrization):

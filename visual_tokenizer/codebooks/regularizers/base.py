@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Gt
 from torch import Tensor, nn
 
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 
@@ -15,12 +15,8 @@ from visual_tokenizer.registry import PartConfig
 class RegularizerConfig(PartConfig, package="visual_tokenizer.codebooks.regularizers"):
     """Fields that every regularizer has."""
 
-    weight: float = 0.1
-    """Factor on the term; above 0."""
-
-    def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise UserError(f"weight must be above 0, got {self.weight}")
+    weight: Annotated[float, Gt(0)] = 0.1
+    """Factor on the term."""
 
 
 class Regularizer(nn.Module):

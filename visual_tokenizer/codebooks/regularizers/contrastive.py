@@ -8,25 +8,21 @@ latents. Where codes are not normalised, the nearest code need not be that of th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Gt
 from torch import Tensor
 
 from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
 from visual_tokenizer.codebooks.soft_assignment import dot_logits, log_normalizers
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class ContrastiveConfig(RegularizerConfig):
     """Fields of the contrastive loss."""
 
-    temperature: float = 0.07
-    """τ of the softmax, above 0; 0.07 is usual for unit vectors."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.temperature > 0:
-            raise UserError(f"temperature must be above 0, got {self.temperature}")
+    temperature: Annotated[float, Gt(0)] = 0.07
+    """τ of the softmax; 0.07 is usual for unit vectors."""
 
 
 class Contrastive(Regularizer):

@@ -11,7 +11,9 @@ logarithms, which is above 1/K for large codebooks; here nothing is added.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import average_over_ranks
@@ -24,28 +26,21 @@ from visual_tokenizer.errors import UserError
 class EntropyConfig(RegularizerConfig):
     """Fields of the entropy regularizer."""
 
-    temperature: float = 0.01
-    """τ of the softmax, above 0; LlamaGen's and IBQ's value, for codes of about unit length. Where squared distances
-    differ by far more than τ, p is one-hot and the term has no gradient."""
+    temperature: Annotated[float, Gt(0)] = 0.01
+    """τ of the softmax; LlamaGen's and IBQ's value, for codes of about unit length. Where squared distances differ by
+    far more than τ, p is one-hot and the term has no gradient."""
 
     similarity: Similarity = "distance"
     """`distance`: logits −‖z − e‖²/τ; `dot`: logits z·e/τ."""
 
-    sample_weight: float = 1.0
-    """Factor on the mean over latents of H(p), which is minimised; 0 or more."""
+    sample_weight: Annotated[float, Ge(0)] = 1.0
+    """Factor on the mean over latents of H(p), which is minimised."""
 
-    batch_weight: float = 1.0
-    """Factor on H(p̄), which is maximised; 0 or more."""
+    batch_weight: Annotated[float, Ge(0)] = 1.0
+    """Factor on H(p̄), which is maximised."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0:
-            raise UserError(f"temperature must be above 0, got {self.temperature}")
-        if self.similarity not in LOGITS:
-            raise UserError(f"similarity must be one of {', '.join(LOGITS)}, got {self.similarity!r}")
-        for name in ("sample_weight", "batch_weight"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.sample_weight == self.batch_weight == 0:
             raise UserError("sample_weight and batch_weight must not both be 0")
 

@@ -10,31 +10,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Gt
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import average_over_ranks
 from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
 from visual_tokenizer.codebooks.soft_assignment import LOGITS, Similarity, assignment_entropies, distribution_entropy
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class KLUniformConfig(RegularizerConfig):
     """Fields of the KL divergence to the uniform distribution."""
 
-    temperature: float = 0.01
-    """τ of the softmax, above 0; for codes of about unit length, as in `entropy`."""
+    temperature: Annotated[float, Gt(0)] = 0.01
+    """τ of the softmax; for codes of about unit length, as in `entropy`."""
 
     similarity: Similarity = "distance"
     """`distance`: logits −‖z − e‖²/τ; `dot`: logits z·e/τ."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.temperature > 0:
-            raise UserError(f"temperature must be above 0, got {self.temperature}")
-        if self.similarity not in LOGITS:
-            raise UserError(f"similarity must be one of {', '.join(LOGITS)}, got {self.similarity!r}")
 
 
 class KLUniform(Regularizer):

@@ -8,32 +8,26 @@ code i's soft assignment to all codes, so that codes × codes never stand in mem
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
 from visual_tokenizer.codebooks.soft_assignment import distance_logits, log_normalizers
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class RepulsionConfig(RegularizerConfig):
     """Fields of the repulsion."""
 
-    temperature: float = 0.1
-    """τ in units of squared distance, above 0: codes nearer than about √τ repel each other."""
+    temperature: Annotated[float, Gt(0)] = 0.1
+    """τ in units of squared distance: codes nearer than about √τ repel each other."""
 
-    max_codes: int = 0
-    """Codes drawn afresh at each step, on each rank, to estimate the term without bias; 2 or more, 0 takes all. Time
-    grows with its square."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.temperature > 0:
-            raise UserError(f"temperature must be above 0, got {self.temperature}")
-        if self.max_codes < 0 or self.max_codes == 1:
-            raise UserError(f"max_codes must be 0 or at least 2, got {self.max_codes}")
+    max_codes: Literal[0] | Annotated[int, Ge(2)] = 0
+    """Codes drawn afresh at each step, on each rank, to estimate the term without bias; 0 takes all. Time grows with
+    its square."""
 
 
 class Repulsion(Regularizer):

@@ -7,26 +7,22 @@ size depends neither on K nor, for codes of a given length, on C.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Gt
 from torch import Tensor
 from torch.nn import functional as F
 
 from visual_tokenizer.codebooks.regularizers.base import Regularizer, RegularizerConfig
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class VarianceConfig(RegularizerConfig):
     """Fields of the variance regularizer."""
 
-    target: float = 1.0
-    """γ, the variance above which the term is 0, in units of squared distance; above 0. Codes on the unit sphere have
-    at most 1, where their mean is 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.target > 0:
-            raise UserError(f"target must be above 0, got {self.target}")
+    target: Annotated[float, Gt(0)] = 1.0
+    """γ, the variance above which the term is 0, in units of squared distance. Codes on the unit sphere have at most 1,
+    where their mean is 0."""
 
 
 class Variance(Regularizer):

@@ -9,7 +9,9 @@ sum over pairs of channels divided by C, as in the paper; neither grows with K.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,29 +23,23 @@ from visual_tokenizer.errors import UserError
 class VICRegConfig(RegularizerConfig):
     """Fields of the variance and covariance regularizer."""
 
-    variance_weight: float = 25.0
-    """λ_v, factor on the variance term, the paper's; 0 or more."""
+    variance_weight: Annotated[float, Ge(0)] = 25.0
+    """λ_v, factor on the variance term, the paper's."""
 
-    covariance_weight: float = 1.0
-    """λ_c, factor on the covariance term, the paper's; 0 or more."""
+    covariance_weight: Annotated[float, Ge(0)] = 1.0
+    """λ_c, factor on the covariance term, the paper's."""
 
-    target: float = 1.0
-    """γ, standard deviation of a channel above which its variance term is 0; above 0. On the unit sphere channels have
-    about 1/√C."""
+    target: Annotated[float, Gt(0)] = 1.0
+    """γ, standard deviation of a channel above which its variance term is 0. On the unit sphere channels have about
+    1/√C."""
 
-    epsilon: float = 1e-4
-    """Added to the variance, which bounds the root's gradient; above 0."""
+    epsilon: Annotated[float, Gt(0)] = 1e-4
+    """Added to the variance, which bounds the root's gradient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("variance_weight", "covariance_weight"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.variance_weight == self.covariance_weight == 0:
             raise UserError("variance_weight and covariance_weight must not both be 0")
-        for name in ("target", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 class VICReg(Regularizer):

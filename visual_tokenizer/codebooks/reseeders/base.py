@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
@@ -17,29 +18,22 @@ from visual_tokenizer.registry import PartConfig
 class ReseederConfig(PartConfig, package="visual_tokenizer.codebooks.reseeders"):
     """When a code counts as dead and how often that is looked at."""
 
-    usage_below: float = 0.01
-    """A code is dead if its running share of the assignments is below this fraction of 1/K; in [0, 1), 0 is never."""
+    usage_below: Annotated[float, Interval(ge=0, lt=1)] = 0.01
+    """A code is dead if its running share of the assignments is below this fraction of 1/K; 0 is never."""
 
-    unused_steps: int = 0
+    unused_steps: Annotated[int, Ge(0)] = 0
     """A code is dead, too, if it was not chosen for this many steps; 0 does not look at that."""
 
-    perplexity_below: float = 1.0
-    """No code is dead while the perplexity of the running shares is at least this fraction of K; in (0, 1]."""
+    perplexity_below: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """No code is dead while the perplexity of the running shares is at least this fraction of K."""
 
-    every_steps: int = 100
-    """Training steps between two looks; 1 or more."""
+    every_steps: Annotated[int, Ge(1)] = 100
+    """Training steps between two looks."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.usage_below < 1:
-            raise UserError(f"usage_below must be in [0, 1), got {self.usage_below}")
-        if self.unused_steps < 0:
-            raise UserError(f"unused_steps must be 0 or more, got {self.unused_steps}")
+        super().__post_init__()
         if self.usage_below == 0 and self.unused_steps == 0:
             raise UserError("usage_below and unused_steps are both 0: no code would ever be dead")
-        if not 0 < self.perplexity_below <= 1:
-            raise UserError(f"perplexity_below must be in (0, 1], got {self.perplexity_below}")
-        if self.every_steps < 1:
-            raise UserError(f"every_steps must be 1 or more, got {self.every_steps}")
 
 
 class Reseeder(nn.Module):

@@ -7,26 +7,22 @@ choice among twice as many as needed keeps near-copies of one outlier from takin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import gather_over_ranks
 from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig, random_order
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class HardExampleConfig(ReseederConfig):
     """Fields of hard-example reseeding."""
 
-    pool_factor: int = 2
+    pool_factor: Annotated[int, Ge(1)] = 2
     """The pool that replacements are drawn from, as a multiple of the dead codes; 1 takes the very worst."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pool_factor < 1:
-            raise UserError(f"pool_factor must be 1 or more, got {self.pool_factor}")
 
 
 class HardExample(Reseeder):

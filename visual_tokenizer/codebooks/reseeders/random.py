@@ -7,26 +7,22 @@ Lee et al. (2022), arXiv:2203.01941; the survey's section 4.2, item 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank, gather_over_ranks
 from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig, random_order
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class RandomConfig(ReseederConfig):
     """Fields of random reseeding."""
 
-    noise: float = 0.01
-    """Standard deviation σ of the noise, as a fraction of the latents' own along each channel; 0 or more."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.noise >= 0:
-            raise UserError(f"noise must be 0 or more, got {self.noise}")
+    noise: Annotated[float, Ge(0)] = 0.01
+    """Standard deviation σ of the noise, as a fraction of the latents' own along each channel."""
 
 
 class Random(Reseeder):

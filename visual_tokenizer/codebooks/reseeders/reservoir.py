@@ -6,30 +6,25 @@ The survey's section 4.2, item 4: a first-in-first-out buffer of latents of all 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank, gather_over_ranks
 from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig, random_order
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class ReservoirConfig(ReseederConfig):
     """Fields of reservoir reseeding."""
 
-    size: int = 8192
-    """Latents in the buffer; 1 or more."""
+    size: Annotated[int, Ge(1)] = 8192
+    """Latents in the buffer."""
 
-    latents_per_step: int = 512
-    """Latents that each rank puts in at each step, drawn at random from its batch; 1 or more."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("size", "latents_per_step"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
+    latents_per_step: Annotated[int, Ge(1)] = 512
+    """Latents that each rank puts in at each step, drawn at random from its batch."""
 
 
 class Reservoir(Reseeder):

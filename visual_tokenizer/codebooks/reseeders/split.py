@@ -6,26 +6,22 @@ Source: An Algorithm for Vector Quantizer Design (Linde, Buzo & Gray, 1980); the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import broadcast_from_first_rank
 from visual_tokenizer.codebooks.reseeders.base import Reseeder, ReseederConfig
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class SplitConfig(ReseederConfig):
     """Fields of split and perturb."""
 
-    noise: float = 0.1
-    """Standard deviation σ of the noise, as a fraction of the latents' own along each channel; above 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.noise > 0:
-            raise UserError(f"noise must be above 0, got {self.noise}")
+    noise: Annotated[float, Gt(0)] = 0.1
+    """Standard deviation σ of the noise, as a fraction of the latents' own along each channel."""
 
 
 class Split(Reseeder):

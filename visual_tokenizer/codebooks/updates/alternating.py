@@ -9,36 +9,29 @@ while the codes move, and the decoder then sees the moved codes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import sum_over_ranks
 from visual_tokenizer.codebooks.search import code_counts
 from visual_tokenizer.codebooks.updates.base import Update, UpdateConfig
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class AlternatingConfig(UpdateConfig):
     """Fields of alternated optimisation."""
 
-    learning_rate: float = 50.0
-    """Step of the inner SGD on mean(‖sg(z) − e_k‖²), a mean over latents and channels; above 0."""
+    learning_rate: Annotated[float, Gt(0)] = 50.0
+    """Step of the inner SGD on mean(‖sg(z) − e_k‖²), a mean over latents and channels."""
 
-    momentum: float = 0.9
-    """Momentum of the inner SGD; in [0, 1)."""
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
+    """Momentum of the inner SGD."""
 
-    inner_steps: int = 1
-    """Inner steps for each training step; 1 or more."""
-
-    def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise UserError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
-        if self.inner_steps < 1:
-            raise UserError(f"inner_steps must be 1 or more, got {self.inner_steps}")
+    inner_steps: Annotated[int, Ge(1)] = 1
+    """Inner steps for each training step."""
 
 
 class Alternating(Update):

@@ -7,31 +7,26 @@ smoothing of the counts as in the authors' Sonnet. Counts and sums are added ove
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Interval
 from torch import Tensor
 
 from visual_tokenizer.codebooks.distributed import sum_over_ranks
 from visual_tokenizer.codebooks.search import code_counts
 from visual_tokenizer.codebooks.updates.base import Update, UpdateConfig
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class EMAConfig(UpdateConfig):
     """Fields of the EMA update."""
 
-    decay: float = 0.99
-    """Weight γ of the past; in [0, 1)."""
+    decay: Annotated[float, Interval(ge=0, lt=1)] = 0.99
+    """Weight γ of the past."""
 
-    epsilon: float = 1e-5
-    """Laplace smoothing of the counts, which keeps unused codes from division by zero; above 0."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise UserError(f"decay must be in [0, 1), got {self.decay}")
-        if not self.epsilon > 0:
-            raise UserError(f"epsilon must be above 0, got {self.epsilon}")
+    epsilon: Annotated[float, Gt(0)] = 1e-5
+    """Laplace smoothing of the counts, which keeps unused codes from division by zero."""
 
 
 class EMA(Update):

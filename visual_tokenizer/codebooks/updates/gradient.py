@@ -6,25 +6,21 @@ Paper: Neural Discrete Representation Learning (van den Oord et al., 2017), arXi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Gt
 from torch import Tensor
 
 from visual_tokenizer.codebooks.assignment import mean_square
 from visual_tokenizer.codebooks.updates.base import Update, UpdateConfig
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
 class GradientConfig(UpdateConfig):
     """Fields of the gradient update."""
 
-    weight: float = 1.0
-    """Factor on the codebook loss; above 0."""
-
-    def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise UserError(f"weight must be above 0, got {self.weight}")
+    weight: Annotated[float, Gt(0)] = 1.0
+    """Factor on the codebook loss."""
 
 
 class Gradient(Update):
