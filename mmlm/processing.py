@@ -17,14 +17,16 @@ import mmlm.chameleon_model  # noqa: F401 - AutoModelForCausalLM knows Chameleon
 from mmlm.layouts.base import Layout, LayoutConfig
 from mmlm.merge_record import MergeRecord, check_codec, check_rows
 from mmlm.placeholders import deal_out, to_batch
+from mmlm.sampling import Sampling
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.runs.files import require_folder, save_text, whole_folder
+from visual_tokenizer.runs.files import save_text, whole_folder
+from visual_tokenizer.saved_models import PROCESSOR, load_text_tokenizer, loading
 from visual_tokenizer.token_lengths import own_tokens
 
 CODEC_FOLDER = "visual_tokenizer"
-SAMPLING_DEFAULTS = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+SAMPLING_DEFAULTS = asdict(Sampling())
 ENCODE_BATCH = 64
 
 
@@ -290,16 +292,15 @@ class MultimodalProcessor(ProcessorMixin):
             **kwargs: `cache_dir`, `revision`, `token`, … as everywhere.
 
         Raises:
-            FileNotFoundError: a local folder that is not there.
-            UserError: the visual tokenizer is not the one of the merge.
-            ValueError: the folder holds no merged model.
+            MissingFileError: a local folder that is not there, or lacks a file.
+            UserError: the folder holds no merged model, a damaged file, or another visual tokenizer than the merge's.
         """
-        require_folder(pretrained_model_name_or_path, "a merged model")
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        if load_codec:
-            subfolder = os.path.join(kwargs.pop("subfolder", ""), CODEC_FOLDER)
-            codec = VisualTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-            processor.attach_codec(codec)
+        with loading(pretrained_model_name_or_path, "merged model", subfolder=kwargs.get("subfolder", "")):
+            processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            if load_codec:
+                subfolder = os.path.join(kwargs.pop("subfolder", ""), CODEC_FOLDER)
+                codec = VisualTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+                processor.attach_codec(codec)
         return processor
 
     @classmethod
@@ -309,14 +310,14 @@ class MultimodalProcessor(ProcessorMixin):
         """Return the image processor, which lives with the codec, and the text tokenizer."""
         if not processor_dict or "layout" not in processor_dict:
             raise UserError(
-                f"{pretrained_model_name_or_path} has no processor_config.json with a layout: it is no "
-                "merged model. Make one with merge_vocabulary"
+                f"{pretrained_model_name_or_path} has no {PROCESSOR} with a layout: it is no merged model. "
+                "Make one with `mmlm merge`"
             )
+        if "vocabulary" not in processor_dict:
+            raise UserError(f"{pretrained_model_name_or_path}: {PROCESSOR} lacks vocabulary")
         subfolder = kwargs.pop("subfolder", "")
         image_processor = VisualTokenizerImageProcessor.from_pretrained(
             pretrained_model_name_or_path, subfolder=os.path.join(subfolder, CODEC_FOLDER), **kwargs
         )
-        tokenizer = cls._load_tokenizer_from_pretrained(
-            "tokenizer", pretrained_model_name_or_path, subfolder=subfolder, **kwargs
-        )
+        tokenizer = load_text_tokenizer(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         return [image_processor, tokenizer]

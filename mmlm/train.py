@@ -35,6 +35,7 @@ from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.runs.folder import RunLock
 from visual_tokenizer.runs.processes import leave_process_group
+from visual_tokenizer.saved_models import loading
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ def load_model(recipe: LMRecipe, processor: MultimodalProcessor) -> Any:
             use_gradient_checkpointing=recipe.training.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
-    processor.check_model(model)
+    with loading(recipe.model, "merged model"):
+        processor.check_model(model)
     if recipe.lora.rank:
         return add_lora(model, recipe.lora, processor.layout)
     return model

@@ -16,12 +16,8 @@ from visual_tokenizer.errors import IndexOutOfRangeError, UserError
 from visual_tokenizer.outputs import Selection, TokenizerOutput
 from visual_tokenizer.quantizers.base import LatentsError, Quantizer, QuantizerConfig
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.runs.files import require_folder
+from visual_tokenizer.saved_models import load_whole
 from visual_tokenizer.token_lengths import present_tokens, refuse_lengths_that_do_not_fit
-
-
-class CheckpointMismatchError(UserError):
-    """Weights that don't fit the architecture of the config."""
 
 
 def _linear_map(part: Encoder | Decoder, in_channels: int, out_channels: int) -> nn.Module:
@@ -73,30 +69,20 @@ class VisualTokenizer(PreTrainedModel):
                 getattr(module, name).copy_(value)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         """Load a folder or a hub name, as any transformers model; always safetensors.
 
         Raises:
-            FileNotFoundError: a local folder that is not there.
+            MissingFileError: a local folder that is not there, or lacks a file.
             CheckpointMismatchError: the weights are not those of the config's architecture.
+            UserError: it holds another model, or a damaged file.
         """
-        require_folder(args[0] if args else kwargs.get("pretrained_model_name_or_path"), "a visual tokenizer")
-        kwargs["use_safetensors"] = True
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model, info = loaded
-        wrong = {
-            kind: sorted(map(str, info[kind]))
-            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-            if info.get(kind)
-        }
-        if wrong:
-            listed = "; ".join(
-                f"{len(keys)} {kind.replace('_', ' ')} ({', '.join(keys[:3])}…)" for kind, keys in wrong.items()
-            )
-            raise CheckpointMismatchError(
-                f"{args[0] if args else kwargs.get('pretrained_model_name_or_path')}: the weights belong to another "
-                f"architecture than config.json describes: {listed}. Use the config.json saved beside these weights."
-            )
+        load, model_type = super().from_pretrained, cls.config_class.model_type
+        model, info = load_whole(
+            load, pretrained_model_name_or_path, "visual tokenizer", model_type=model_type, **kwargs
+        )
         for module in model.modules():
             if isinstance(module, Quantizer):
                 module.after_load()

@@ -15,6 +15,7 @@ from transformers.image_utils import SizeDict
 from visual_tokenizer.data.decoding import UnreadableImageError, decode_image, to_rgb
 from visual_tokenizer.data.transforms import center_crop, pixels_to_bytes, resize_to_cover
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.saved_models import PREPROCESSOR, loading
 
 
 class VisualTokenizerImageProcessor(PilBackend):
@@ -45,6 +46,17 @@ class VisualTokenizerImageProcessor(PilBackend):
     size: ClassVar[Any] = {"height": 256, "width": 256}
     resample = Image.Resampling.LANCZOS
     default_to_square = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load `preprocessor_config.json` from a folder or a hub name.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        subfolder = kwargs.get("subfolder", "")
+        with loading(pretrained_model_name_or_path, "image processor", [PREPROCESSOR], subfolder=subfolder):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         kwargs["crop_size"] = None

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm.backbones.base import Backbone, BackboneConfig
 from mmlm.layouts.base import LayoutConfig
@@ -15,8 +15,9 @@ from mmlm.processing import MultimodalProcessor
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer.convert import load_published
 from visual_tokenizer.convert.conversion import build_source
-from visual_tokenizer.errors import MissingFileError, UserError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
+from visual_tokenizer.saved_models import load_text_tokenizer, load_whole
 
 
 @dataclass(kw_only=True)
@@ -82,17 +83,10 @@ class PublishedBackbone(Backbone):
             MissingFileError: it is not there.
         """
         options = {} if self.config.revision is None else {"revision": self.config.revision}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.config.path, **options)
-            whole = self.whole_class.from_pretrained(
-                self.config.path, dtype=self.torch_dtype, use_safetensors=True, **options
-            )
-        except (OSError, ValueError) as error:
-            raise MissingFileError(
-                f"no {self.whole_class.__name__} with safetensors weights and a tokenizer at "
-                f"'{self.config.path}': {error}"
-            ) from error
-        return whole, tokenizer
+        load, what = self.whole_class.from_pretrained, f"{self.whole_class.__name__} with safetensors weights"
+        model_type = self.whole_class.config_class.model_type
+        whole, _ = load_whole(load, self.config.path, what, model_type=model_type, dtype=self.torch_dtype, **options)
+        return whole, load_text_tokenizer(self.config.path, **options)
 
     def adopt(
         self, whole: Any, tokenizer: PreTrainedTokenizerBase, decoder: Any = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm.backbones.base import Backbone, BackboneConfig
-from visual_tokenizer.errors import MissingFileError
+from mmlm.language_models import load_causal_lm
+from visual_tokenizer.saved_models import load_text_tokenizer
 
 
 @dataclass(kw_only=True)
@@ -27,13 +28,6 @@ class Pretrained(Backbone):
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         options = {} if self.config.revision is None else {"revision": self.config.revision}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.config.path, **options)
-            model = AutoModelForCausalLM.from_pretrained(
-                self.config.path, dtype=self.torch_dtype, use_safetensors=True, **options
-            )
-        except (OSError, ValueError) as error:
-            raise MissingFileError(
-                f"no language model with safetensors weights and a tokenizer at '{self.config.path}': {error}"
-            ) from error
-        return model.eval(), tokenizer
+        what = "language model with safetensors weights"
+        model = load_causal_lm(self.config.path, what, dtype=self.torch_dtype, **options)
+        return model.eval(), load_text_tokenizer(self.config.path, **options)

@@ -8,8 +8,8 @@ from transformers import AutoModel
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.encoders.base import ResolutionError
 from visual_tokenizer.errors import IndexOutOfRangeError, UserError
-from visual_tokenizer.modeling import CheckpointMismatchError
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.saved_models import CheckpointMismatchError
 
 CNN = {
     "type": "cnn",
@@ -102,7 +102,7 @@ def test_a_latent_reads_the_whole_picture():
     [
         ("cnn", 15, 16, "height must be a multiple of 2"),
         ("cnn", 1, 16, "height must be a multiple of 2"),
-        ("patch", 16, 18, "multiples of 4"),
+        ("patch", 16, 18, "height must be a multiple of 4 and width of 4"),
         ("latent_query on patches", 16, 20, "takes 16 × 16 pixels only"),
     ],
 )

@@ -19,8 +19,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from visual_tokenizer.backbones._weights import file_digest
 from visual_tokenizer.backbones.base import Backbone, BackboneConfig, MissingWeightsError, check_pixels, standardise
-from visual_tokenizer.errors import UserError
-from visual_tokenizer.runs.files import require_folder
+from visual_tokenizer.errors import MissingFileError, UserError
+from visual_tokenizer.saved_models import FAULTS_OF_A_PART, load_whole, loading
 
 DEFAULT_SIZE = 224
 
@@ -117,27 +117,28 @@ def _load(name: str) -> tuple[Any, list[str]]:
         f"put config.json, model.safetensors and preprocessor_config.json of the model into a folder and give the "
         f"folder as `weights` (where there is a network: `hf download {name} --local-dir FOLDER`)"
     )
-    require_folder(name, "a transformers model")
     try:
         with torch.random.fork_rng(devices=[]):
-            model, info = AutoModel.from_pretrained(
-                name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            model, info = load_whole(
+                AutoModel.from_pretrained,
+                name,
+                "transformers model",
+                refused=FAULTS_OF_A_PART,
+                dispensable="pooler",
+                dtype=torch.float32,
+                trust_remote_code=False,
             )
-    except OSError as error:
-        raise MissingWeightsError(
-            f"weights: no transformers model '{name}' on this machine or the hub; {help_text}"
-        ) from error
-    missing = sorted(map(str, info["missing_keys"]))
-    if lacking := [key for key in missing if "pooler" not in key]:
-        raise UserError(f"weights: the checkpoint of '{name}' lacks {', '.join(lacking[:3])}")
-    return model, missing
+    except MissingFileError as error:
+        raise MissingWeightsError(f"weights: {error}; {help_text}") from error
+    return model, sorted(map(str, info["missing_keys"]))
 
 
 def _normalisation(name: str) -> tuple[list[float], list[float]]:
     try:
-        fields, _ = ImageProcessingMixin.get_image_processor_dict(name)
+        with loading(name, "image processor"):
+            fields, _ = ImageProcessingMixin.get_image_processor_dict(name)
         return list(fields["image_mean"]), list(fields["image_std"])
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise MissingWeightsError(
             f"weights: '{name}' has no preprocessor_config.json with image_mean and image_std, by which its pictures "
             "are normalised; put the file beside the model"

@@ -56,12 +56,19 @@ def load_published(weights: Any, source: str, *, decoder: Any = None, **fields: 
     """
     chosen = build_source(source, **fields)
     found = read_weights(weights)
-    published = chosen.own(found.tensors)
-    if decoder is not None:
-        published = chosen.join(published, read_weights(decoder).tensors)
-    config = chosen.describe(published, chosen.image_size(found.settings), found.settings)
-    tokenizer = VisualTokenizer(config)
-    _fill(tokenizer, chosen.read(published, config), source)
+    try:
+        published = chosen.own(found.tensors)
+        if decoder is not None:
+            published = chosen.join(published, read_weights(decoder).tensors)
+        config = chosen.describe(published, chosen.image_size(found.settings), found.settings)
+        tokenizer = VisualTokenizer(config)
+        _fill(tokenizer, chosen.read(published, config), source)
+    except UserError as error:
+        if found.name not in str(error):
+            error.args = (f"{found.name}: {error}",)
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:  # read off weights that are not the source's
+        raise UserError(f"{found.name}: the weights are not those of '{source}': {error}") from error
     if config.decoder["type"] == "absent":
         warnings.warn(
             f"{found.name} holds no decoder: the tokenizer encodes, and its decode raises UserError. "

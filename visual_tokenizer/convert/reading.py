@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from visual_tokenizer.errors import MissingFileError, UserError
+from visual_tokenizer.saved_models import read_json
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
@@ -57,8 +57,7 @@ def read_weights(source: Any) -> PublishedWeights:
     path = Path(source).expanduser()
     if path.is_dir():
         settings = path / "config.json"
-        found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        return PublishedWeights(_read_folder(path), found, str(path))
+        return PublishedWeights(_read_folder(path), read_json(settings) if settings.is_file() else {}, str(path))
     if not path.is_file():
         raise MissingFileError(f"there is no folder or file '{path}', where published weights should be")
     return PublishedWeights(_read_file(path), {}, str(path))
@@ -140,7 +139,7 @@ def _load_torch(path: Path) -> Any:
             "comes from: `safetensors.torch.save_file(torch.load(FILE, weights_only=False).state_dict(), "
             "'weights.safetensors')` (of a Lightning checkpoint, `['state_dict']`), and give that file instead."
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # of a file that is none of torch's: whatever its first bytes lead to
         raise UserError(f"'{path}' can't be read as a torch file: {error}") from error
 
 

@@ -128,10 +128,10 @@ class StepLog:
         if not self.path.is_file():
             return []
         entries = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:  # a run was killed while it wrote this line
+            except ValueError:  # a run was killed while it wrote this line, or the disk lost it
                 continue
             if isinstance(entry, dict) and isinstance(entry.get("step"), int):
                 entries.append(entry)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from visual_tokenizer.backbones.base import MissingWeightsError
-from visual_tokenizer.errors import UserError
-from visual_tokenizer.runs.files import require_folder
+from visual_tokenizer.errors import MissingFileError
+from visual_tokenizer.saved_models import FAULTS_OF_A_PART, load_text_tokenizer, load_whole
 from visual_tokenizer.text_encoders.base import without_gradient
 
 
@@ -24,21 +24,23 @@ def load_text_model(name: str | Path, max_length: int) -> tuple[Any, Any]:
         MissingWeightsError: neither this machine nor the hub has the model, or it has no tokenizer.
         UserError: the checkpoint lacks weights that are not those of a pooling layer.
     """
-    require_folder(name, "a transformers text model")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
         with torch.random.fork_rng(devices=[]):
-            model, info = AutoModel.from_pretrained(
-                name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            model, _ = load_whole(
+                AutoModel.from_pretrained,
+                name,
+                "transformers text model",
+                refused=FAULTS_OF_A_PART,
+                dispensable="pooler",
+                dtype=torch.float32,
+                trust_remote_code=False,
             )
-    except (OSError, ValueError) as error:
+        tokenizer: Any = load_text_tokenizer(name)
+    except MissingFileError as error:
         raise MissingWeightsError(
-            f"weights: no transformers text model '{name}' with a tokenizer on this machine or the hub; put "
-            "config.json, model.safetensors and the tokenizer's files into a folder and give the folder as `weights` "
-            f"(where there is a network: `hf download {name} --local-dir FOLDER`)"
+            f"weights: {error}; put config.json, model.safetensors and the tokenizer's files into a folder and give "
+            f"the folder as `weights` (where there is a network: `hf download {name} --local-dir FOLDER`)"
         ) from error
-    if lacking := [key for key in sorted(map(str, info["missing_keys"])) if "pooler" not in key]:
-        raise UserError(f"weights: the checkpoint of '{name}' lacks {', '.join(lacking[:3])}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"  # the texts of a batch begin at the first position, as alone
