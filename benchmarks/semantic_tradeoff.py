@@ -7,7 +7,7 @@ stays. Pictures, steps and measures are those of `benchmarks.compare_semantic`.
   python -m benchmarks.semantic_tradeoff --method clip_aligned --factors 0 0.3 1 3 --out run/quick
 
 Finished runs are not repeated; one that was interrupted goes on.
-Exit codes: 0 done; 1 a run diverged; 2 something to be put right by you; 130, 143 interrupted.
+Exit codes: 0 done; 1 a run diverged; 2 usage or input error; 130, 143 interrupted.
 """
 
 from __future__ import annotations

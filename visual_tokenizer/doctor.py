@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
+from visual_tokenizer.data.sources.base import SourceConfig, Split
 from visual_tokenizer.diagnosis import CodebookReport, diagnose
 from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.evaluate import with_data_of_model
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import plot_diagnosis
 from visual_tokenizer.recipe import parse_arguments
@@ -34,15 +36,17 @@ about it. Pictures come from the recipe.yaml beside the weights unless --data sa
 
 Examples:
   python -m visual_tokenizer.doctor --model run/openmoji/final
-  python -m visual_tokenizer.doctor --model DIR --split heldout --out run/diagnosis
+  python -m visual_tokenizer.doctor --model DIR --split heldout --output run/diagnosis
   python -m visual_tokenizer.doctor --model DIR --data.source.type image_folder --data.source.folder pictures
 
-Exit codes: 0 healthy; 1 something is not; 2 something to be put right by you."""
+Exit codes: 0 healthy; 1 something is not; 2 usage or input error."""
 
 
 @dataclass(kw_only=True)
-class DoctorRecipe:
+class DoctorRecipe(Section):
     """Which model, on which pictures."""
+
+    renamed: ClassVar[Mapping[str, str | None]] = {"out": "output"}
 
     model: str
     """Folder or hub name of a visual tokenizer."""
@@ -50,27 +54,22 @@ class DoctorRecipe:
     data: DataSection = field(default_factory=DataSection)
     """Pictures; by default those of the recipe.yaml in the folder of the model."""
 
-    split: str = "train"
-    """train, heldout or all."""
+    split: Split = "train"
+    """Part of the pictures."""
 
-    max_pictures: int | None = None
+    max_pictures: Annotated[int, Ge(1)] | None = None
     """At most so many pictures of the split; null for all."""
 
-    batch_size: int = 32
-    """Pictures of one pass; 1 or more."""
+    batch_size: Annotated[int, Ge(1)] = 32
+    """Pictures of one pass."""
 
-    out: str | None = None
+    output: str | None = None
     """Folder of diagnosis.json and diagnosis.png; null: that of the model."""
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-        for name in ("max_pictures", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be 1 or more, got {value}")
-        if self.out is None and not Path(self.model).is_dir():
-            raise UserError(f"out must name a folder, because the model {self.model!r} is no folder here")
+        super().__post_init__()
+        if self.output is None and not Path(self.model).is_dir():
+            raise UserError(f"output must name a folder, because the model {self.model!r} is not a directory here")
 
 
 def examine(recipe: DoctorRecipe) -> list[CodebookReport]:
@@ -88,7 +87,7 @@ def examine(recipe: DoctorRecipe) -> list[CodebookReport]:
     pictures = PictureSet(source, recipe.split, recipe.data, image_size=size, max_pictures=recipe.max_pictures)
     batches = tqdm(pictures.batches(recipe.batch_size), desc="examining", unit="batch")
     reports: list[CodebookReport] = diagnose(tokenizer, batches, device)
-    folder = Path(recipe.out or recipe.model)
+    folder = Path(recipe.output or recipe.model)
     written: dict[str, Any] = {
         "model": recipe.model,
         "split": recipe.split,

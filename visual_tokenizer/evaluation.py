@@ -115,7 +115,7 @@ def evaluate_reconstruction(
     metrics: Iterable[str | Mapping[str, Any] | MetricConfig],
     device: torch.device,
 ) -> dict[str, float]:
-    """Return the values of `measure_reconstruction`, which see."""
+    """Return the values of `measure_reconstruction`."""
     return measure_reconstruction(tokenizer, batches, metrics, device).values
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from visual_tokenizer.backbones.base import Backbone, check_layers, load_backbone
-from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
-from visual_tokenizer.errors import UserError, program
+from visual_tokenizer.data.sources.base import SourceConfig, Split
+from visual_tokenizer.errors import program
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.recipe import parse_arguments
 from visual_tokenizer.runs.files import whole_file
 from visual_tokenizer.training_data import PictureSet
@@ -33,7 +36,7 @@ Examples:
 
 
 @dataclass(kw_only=True)
-class FeaturesRecipe:
+class FeaturesRecipe(Section):
     """Which features of which pictures."""
 
     output: str
@@ -51,32 +54,23 @@ class FeaturesRecipe:
     data: DataSection = field(default_factory=DataSection)
     """Pictures."""
 
-    split: str = "train"
-    """train, heldout or all."""
+    split: Split = "train"
+    """Part of the pictures."""
 
-    image_size: int = 64
-    """Side of a picture in pixels; 1 or more."""
+    image_size: Annotated[int, Ge(1)] = 64
+    """Side of a picture in pixels."""
 
-    max_pictures: int | None = None
+    max_pictures: Annotated[int, Ge(1)] | None = None
     """At most so many pictures; null for all."""
 
-    max_features: int = 65536
-    """At most so many features, an equal number of each picture drawn at random; 2 or more."""
+    max_features: Annotated[int, Ge(2)] = 65536
+    """At most so many features, an equal number of each picture drawn at random."""
 
-    batch_size: int = 32
-    """Pictures of one pass; 1 or more."""
+    batch_size: Annotated[int, Ge(1)] = 32
+    """Pictures of one pass."""
 
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the draw."""
-
-    def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-        for name, least in (("image_size", 1), ("batch_size", 1), ("max_features", 2)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if self.max_pictures is not None and self.max_pictures < 1:
-            raise UserError(f"max_pictures must be 1 or more, got {self.max_pictures}")
 
 
 @torch.no_grad()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from tqdm import tqdm
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.data.transforms import RESIZE_FILTERS
-from visual_tokenizer.errors import UserError, program
+from visual_tokenizer.errors import program
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 from visual_tokenizer.recipe import parse_arguments, save_recipe
@@ -32,34 +35,29 @@ Examples:
 
 
 @dataclass(kw_only=True)
-class PaletteRecipe:
+class PaletteRecipe(Section):
     """How many colours, of which pictures."""
 
     output: str
     """Folder of the tokenizer."""
 
-    colours: int = 512
-    """Colours in the palette; 2 or more. Image GPT has 512: 9 bits a pixel."""
+    colours: Annotated[int, Ge(2)] = 512
+    """Colours in the palette. Image GPT has 512: 9 bits a pixel."""
 
-    image_size: int = 32
-    """Side of a picture in pixels, each of which is a token; 1 or more. Image GPT has 32, 48 and 64."""
+    image_size: Annotated[int, Ge(1)] = 32
+    """Side of a picture in pixels, each of which is a token. Image GPT has 32, 48 and 64."""
 
     data: DataSection = field(default_factory=DataSection)
     """Pictures; those of the split `train` are looked at."""
 
-    max_pixels: int = 262144
-    """Pixels that are clustered, at most, the same number from each picture; 2 or more."""
+    max_pixels: Annotated[int, Ge(2)] = 262144
+    """Pixels that are clustered, at most, the same number from each picture."""
 
-    iterations: int = 20
-    """k-means iterations; 1 or more."""
+    iterations: Annotated[int, Ge(1)] = 20
+    """k-means iterations."""
 
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the draw of pixels and of k-means."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("colours", 2), ("image_size", 1), ("max_pixels", 2), ("iterations", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be {least} or more, got {getattr(self, name)}")
 
 
 @torch.no_grad()

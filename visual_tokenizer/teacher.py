@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Len
 from torch import Tensor
 
 from visual_tokenizer.backbones.base import (
@@ -18,18 +19,18 @@ from visual_tokenizer.backbones.base import (
     require_pictures,
     resize_shorter_side,
 )
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.feature_cache import FeatureCache, keys_digest
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.registry import ConfigError
 
 DEFAULT = "efficientnet-lite0"
 
 
 @dataclass(kw_only=True)
-class TeacherSection:
+class TeacherSection(Section):
     """Which network, how precisely it computes, and whether its features are kept."""
 
-    name: str = DEFAULT
+    name: Annotated[str, Len(1)] = DEFAULT
     """A file of `visual_tokenizer/backbones` (efficientnet-lite0 comes with the installation), or the folder or hub
     name of any vision model of transformers."""
 
@@ -39,19 +40,13 @@ class TeacherSection:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What it computes in, whatever `training.mixed_precision` is."""
 
-    size: int | None = None
-    """Pixels of the shorter side that it sees, 32 or more, where a loss does not say; null: an embedding's own size,
-    and pictures as they are."""
+    size: Annotated[int, Ge(32)] | None = None
+    """Pixels of the shorter side that it sees, where a loss does not say; null: an embedding's own size, and pictures
+    as they are. 32 is a network's coarsest stride."""
 
     cache_dir: str | None = None
     """Folder in which its features are kept, for this teacher and these pictures only; null: it looks at every picture
     anew. Wants pictures of the same pixels each epoch: crop center, mirrored or not."""
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            raise UserError(f"name must name a network, got {self.name!r}")
-        if self.size is not None and self.size < 32:
-            raise UserError(f"size must be 32 or more (a network's coarsest stride), or null, got {self.size}")
 
 
 class Teacher:

@@ -20,7 +20,7 @@ Examples:
   python -m visual_tokenizer.train --config RECIPE.yaml --quantizer.levels "[8,8,8,5,5]" --output_dir run/other
   python -m visual_tokenizer.train --config RECIPE.yaml --smoke true
 
-Exit codes: 0 done; 2 something to be put right by you; 143 (SIGTERM) and 130 (SIGINT) stopped after a checkpoint."""
+Exit codes: 0 done; 2 usage or input error; 143 (SIGTERM) and 130 (SIGINT) stopped after a checkpoint."""
 
 
 @program(PROGRAM)

@@ -7,11 +7,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from visual_tokenizer.convert.conversion import MissingDecoderWarning, build_source, load_published
 from visual_tokenizer.convert.writing import write_tokenizer
 from visual_tokenizer.errors import program
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.recipe import parse_arguments
 
 PROGRAM = "python -m visual_tokenizer.convert"
@@ -27,11 +30,11 @@ Examples:
   python -m visual_tokenizer.convert --source chameleon --input chameleon-7b --decoder vqgan.ckpt --output DIR
   python -m visual_tokenizer.convert --source titok --input model.safetensors --output DIR --options.normalize true
 
-Exit codes: 0 done; 2 something to be put right by you."""
+Exit codes: 0 done; 2 usage or input error."""
 
 
 @dataclass(kw_only=True)
-class ConvertRecipe:
+class ConvertRecipe(Section):
     """Which weights, from whom, and where to."""
 
     source: str
@@ -46,7 +49,7 @@ class ConvertRecipe:
     decoder: str | None = None
     """File or folder with the decoder's weights, where they are published by themselves."""
 
-    image_size: int | None = None
+    image_size: Annotated[int, Ge(1)] | None = None
     """Nominal side of a picture in pixels; null: what is found beside the weights, else the published one."""
 
     options: dict[str, Any] = field(default_factory=dict)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Ge
 from PIL import Image
 from torch import Tensor
 
@@ -19,12 +20,8 @@ from visual_tokenizer.registry import PartConfig
 class SourceConfig(PartConfig, package="visual_tokenizer.convert.sources"):
     """Fields that every source has."""
 
-    image_size: int | None = None
+    image_size: Annotated[int, Ge(1)] | None = None
     """Nominal side of a picture in pixels; null: what the config.json beside the weights says, or the published."""
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
-            raise UserError(f"image_size must be 1 or more (pixels), got {self.image_size}")
 
 
 class Source:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
@@ -32,7 +33,7 @@ class TiTokConfig(SourceConfig):
     normalize: bool = True
     """Whether codes and latents are put on the unit sphere (`use_l2_norm`), as in the two-stage models."""
 
-    head_channels: int | None = None
+    head_channels: Annotated[int, Ge(1)] | None = None
     """Channels of an attention head; null: what the published widths 512, 768 and 1024 have, 64."""
 
 
