@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
 
@@ -13,6 +14,7 @@ from mmlm.stage_recipe import FreezeStage, ResolutionStage, check_freeze_stages,
 from visual_tokenizer.data.sources.base import SourceConfig, Split
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.fields.ranges import Section
+from visual_tokenizer.hf_training.schedules import ENDING
 from visual_tokenizer.runs.section import RunSection
 
 
@@ -94,6 +96,11 @@ class LossSection(Section):
 class OptimizerSection(Section):
     """AdamW and its schedule."""
 
+    renamed: ClassVar[Mapping[str, str | None]] = {
+        "schedule_options.min_lr_rate": "min_learning_rate_ratio",
+        "schedule_options.min_lr_ratio": "min_learning_rate_ratio",
+    }
+
     learning_rate: Annotated[float, Gt(0)] = 3e-4
     """Peak, after the warm-up."""
     betas: Annotated[list[Annotated[float, Interval(ge=0, lt=1)]], Len(2, 2)] = field(
@@ -107,10 +114,11 @@ class OptimizerSection(Section):
     warmup_steps: Annotated[int, Ge(0)] = 100
     """Optimizer steps of linear warm-up."""
     schedule: str = "cosine"
-    """A schedule of transformers: cosine, cosine_with_min_lr, constant_with_warmup, linear,
-    warmup_stable_decay, …"""
+    """A schedule of transformers: cosine, constant_with_warmup, linear, warmup_stable_decay, …"""
     schedule_options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the schedule, for example min_lr_rate of cosine_with_min_lr."""
+    """Further arguments of the schedule, for example num_decay_steps of warmup_stable_decay."""
+    min_learning_rate_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Where the schedule ends, as a share of the peak; only for cosine and warmup_stable_decay."""
     max_grad_norm: Annotated[float, Ge(0)] = 1.0
     """Gradients are clipped to this norm; 0: not at all."""
 
@@ -121,6 +129,11 @@ class OptimizerSection(Section):
         known = [kind.value for kind in SchedulerType]
         if self.schedule not in known:
             raise UserError(f"schedule must be one of {', '.join(known)}, got {self.schedule!r}")
+        if self.min_learning_rate_ratio and self.schedule not in ENDING:
+            raise UserError(
+                f"min_learning_rate_ratio must be 0 unless schedule is one of {', '.join(ENDING)}, got "
+                f"{self.min_learning_rate_ratio} with {self.schedule}"
+            )
 
 
 @dataclass(kw_only=True)

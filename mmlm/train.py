@@ -84,7 +84,7 @@ def run_arguments(recipe: LMRecipe) -> TrainingArguments:
         recipe.optimizer,
         recipe.training,
         schedule=recipe.optimizer.schedule,
-        lr_scheduler_kwargs=recipe.optimizer.schedule_options,
+        schedule_options=recipe.optimizer.schedule_options,
         adam_epsilon=recipe.optimizer.epsilon,
         dataloader_num_workers=recipe.data.loader_workers,
         label_names=["labels"],

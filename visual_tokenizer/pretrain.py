@@ -30,8 +30,6 @@ from visual_tokenizer.runs.processes import leave_process_group
 from visual_tokenizer.training_data import Share
 
 PROGRAM = "python -m visual_tokenizer.pretrain"
-SCHEDULES = {"cosine": "cosine_with_min_lr", "constant": "constant_with_warmup"}
-"""The recipe's schedules by transformers' names."""
 
 ABOUT = """\
 Pre-train a vision transformer to predict a frozen visual tokenizer's indices where patches are hidden (BEiT). The
@@ -59,10 +57,7 @@ def run_arguments(recipe: PretrainingRecipe) -> TrainingArguments:
         recipe.output_dir,
         optimizer,
         recipe.training,
-        schedule=SCHEDULES[optimizer.schedule],
-        lr_scheduler_kwargs={"min_lr_rate": optimizer.min_learning_rate_ratio}
-        if optimizer.schedule == "cosine"
-        else {},
+        schedule="constant_with_warmup" if optimizer.schedule == "constant" else optimizer.schedule,
         ignore_data_skip=True,  # MaskedBatches begin at the step from which the run goes on
         label_names=["bool_masked_pos"],
     )

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import get_scheduler
 
 from mmlm.lm_recipe import LMRecipe
 from mmlm.train import main, train
 from visual_tokenizer.hf_training.arguments import total_steps
+from visual_tokenizer.hf_training.schedules import schedule_arguments
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.registry import ConfigError
 
@@ -111,3 +114,25 @@ def test_every_field_of_the_recipe_is_read(
         if (type(section), field.name) not in read
     }
     assert unread == {"LMRecipe.smoke"}, "smoke is for tests"
+
+
+def test_every_schedule_ends_where_the_ratio_says() -> None:
+    def rate(step: int, **optimizer: Any) -> float:
+        data = {"source": {"type": "image_folder", "folder": "x"}, "shards_dir": "s"}
+        base = {"model": "m", "output_dir": "o", "data": data, "training": {"max_steps": 10}}
+        section = read_recipe(LMRecipe, None, {**base, "optimizer": {"warmup_steps": 0, **optimizer}}).optimizer
+        found = schedule_arguments(section.schedule, section.min_learning_rate_ratio, section.schedule_options)
+        optimizer_of_one = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        name, options = found["lr_scheduler_type"], found["lr_scheduler_kwargs"]
+        schedule = get_scheduler(name, optimizer_of_one, 0, 10, scheduler_specific_kwargs=options)
+        return schedule.lr_lambdas[0](step)
+
+    assert [rate(step) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
+    for fields in (
+        {"schedule": "cosine", "min_learning_rate_ratio": 0.2},
+        {"schedule": "cosine_with_min_lr", "schedule_options": {"min_lr_rate": 0.2}},
+        {"schedule": "warmup_stable_decay", "schedule_options": {"num_decay_steps": 5, "min_lr_ratio": 0.2}},
+    ):
+        assert rate(10, **fields) == pytest.approx(0.2)
+    with pytest.raises(ConfigError, match="min_learning_rate_ratio must be 0 unless schedule is one of cosine"):
+        rate(0, schedule="linear", min_learning_rate_ratio=0.1)

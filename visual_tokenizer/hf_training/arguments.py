@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.hf_training.schedules import schedule_arguments
 
 ACCELERATE_PRECISION = "ACCELERATE_MIXED_PRECISION"
 
@@ -34,7 +36,13 @@ def total_sequences(training: Any, sequences: int) -> int | None:
 
 
 def training_arguments(
-    output_dir: str, optimizer: Any, training: Any, *, schedule: str, **others: Any
+    output_dir: str,
+    optimizer: Any,
+    training: Any,
+    *,
+    schedule: str,
+    schedule_options: Mapping[str, Any] | None = None,
+    **others: Any,
 ) -> TrainingArguments:
     """Return the arguments of a run; `max_steps` is still 1 where the recipe counts epochs.
 
@@ -46,6 +54,7 @@ def training_arguments(
         optimizer: the recipe's section of AdamW.
         training: the recipe's section of the run.
         schedule: of the learning rate, by transformers' name.
+        schedule_options: its further arguments.
         **others: further arguments, by transformers' names.
 
     Raises:
@@ -66,7 +75,7 @@ def training_arguments(
         adam_beta2=optimizer.betas[1],
         weight_decay=optimizer.weight_decay,
         warmup_steps=optimizer.warmup_steps,
-        lr_scheduler_type=schedule,
+        **schedule_arguments(schedule, optimizer.min_learning_rate_ratio, schedule_options or {}),
         max_grad_norm=optimizer.max_grad_norm,
         bf16=training.mixed_precision == "bf16",
         fp16=training.mixed_precision == "fp16",
