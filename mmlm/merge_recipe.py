@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from huggingface_hub.errors import HFValidationError
+from annotated_types import Ge
 from transformers import PreTrainedModel
 
 from mmlm.backbones.base import BackboneConfig
-from mmlm.embeddings import INITIALIZERS
 from mmlm.layouts.base import LayoutConfig
 from mmlm.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
 from mmlm.published import published_backbone
 from visual_tokenizer import VisualTokenizer
-from visual_tokenizer.errors import MissingFileError, UserError
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 from visual_tokenizer.recipe import save_recipe
 from visual_tokenizer.runs.files import require_free, whole_folder
@@ -27,33 +27,28 @@ def _emu3() -> LayoutConfig:
 
 
 @dataclass(kw_only=True)
-class MergeRecipe:
+class MergeRecipe(Section):
     """Joins a language model and a visual tokenizer to one folder."""
+
+    renamed: ClassVar[Mapping[str, str | None]] = {"output_dir": "output"}
 
     language_model: BackboneConfig
     """Where the language model and its text tokenizer come from."""
     visual_tokenizer: str | None = None
     """Folder of a trained visual tokenizer; null: the language model's own, where it is a published multimodal model
     (chameleon, emu3); layout, embedding_init, pad_to_multiple_of and seed are then the published model's."""
-    output_dir: str
+    output: str
     """Folder of the merged model; it must not exist, or be empty."""
     layout: LayoutConfig = field(default_factory=_emu3)
     """How a picture sits in a sequence."""
-    embedding_init: str = "codebook"
-    """Rows of the visual tokens: codebook (from the code vectors), mean or random."""
-    pad_to_multiple_of: int = 64
-    """The table's rows are rounded up to a multiple of this; 1 or more."""
-    seed: int = 0
+    embedding_init: Literal["codebook", "mean", "random"] = "codebook"
+    """Rows of the visual tokens; codebook makes them from the code vectors."""
+    pad_to_multiple_of: Annotated[int, Ge(1)] = 64
+    """The table's rows are rounded up to a multiple of this."""
+    seed: Annotated[int, Ge(0)] = 0
     """Of the new rows."""
     smoke: dict[str, Any] = field(default_factory=dict)
     """Dotted overrides under which the recipe runs in seconds on a CPU; used by tests only."""
-
-    def __post_init__(self) -> None:
-        if self.embedding_init not in INITIALIZERS:
-            known = ", ".join(sorted(INITIALIZERS))
-            raise UserError(f"embedding_init must be one of {known}, got {self.embedding_init!r}")
-        if self.pad_to_multiple_of < 1:
-            raise UserError(f"pad_to_multiple_of must be 1 or more, got {self.pad_to_multiple_of}")
 
 
 def merge_by_recipe(recipe: MergeRecipe) -> Path:
@@ -61,17 +56,16 @@ def merge_by_recipe(recipe: MergeRecipe) -> Path:
 
     Raises:
         MissingFileError: the visual tokenizer, or the language model, is not there.
-        UserError: `output_dir` holds something, or the two cannot be merged.
+        UserError: `output` holds something, or the two cannot be merged.
     """
-    require_free(recipe.output_dir)  # before the work, not after it
+    require_free(recipe.output)  # before the work, not after it
     if recipe.visual_tokenizer is None:
         model, processor = published_backbone(recipe.language_model).load_multimodal()
         return _write(recipe, model, processor)
-    try:
-        codec = VisualTokenizer.from_pretrained(recipe.visual_tokenizer)
-    except (OSError, HFValidationError) as error:
-        raise MissingFileError(f"no visual tokenizer at '{recipe.visual_tokenizer}': {error}") from error
-    has_own = Path(recipe.visual_tokenizer, "preprocessor_config.json").is_file()
+    codec = VisualTokenizer.from_pretrained(recipe.visual_tokenizer)
+    image_processor = None
+    if Path(recipe.visual_tokenizer, "preprocessor_config.json").is_file():
+        image_processor = VisualTokenizerImageProcessor.from_pretrained(recipe.visual_tokenizer)
     language_model, text_tokenizer = BackboneConfig.family.build(recipe.language_model).load()
     model, processor = merge_vocabulary(
         language_model,
@@ -81,14 +75,14 @@ def merge_by_recipe(recipe: MergeRecipe) -> Path:
         embedding_init=recipe.embedding_init,
         pad_to_multiple_of=recipe.pad_to_multiple_of,
         seed=recipe.seed,
-        image_processor=VisualTokenizerImageProcessor.from_pretrained(recipe.visual_tokenizer) if has_own else None,
+        image_processor=image_processor,
     )
     return _write(recipe, model, processor)
 
 
 def _write(recipe: MergeRecipe, model: PreTrainedModel, processor: MultimodalProcessor) -> Path:
-    with whole_folder(recipe.output_dir) as folder:
+    with whole_folder(recipe.output) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         save_recipe(recipe, folder)
-    return Path(recipe.output_dir)
+    return Path(recipe.output)

@@ -28,22 +28,24 @@ if TYPE_CHECKING:
 @command("generate")
 def generate(
     model: ModelOption,
-    out: Annotated[str, typer.Option("--out", help="Picture file; a sheet with captions where several are drawn.")],
+    output: Annotated[
+        str, typer.Option("--output", help="Picture file; a sheet with captions where several are drawn.")
+    ],
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="What to draw; may be given again.")] = None,
     prompts_file: Annotated[
         str | None,
-        typer.Option("--prompts-file", help="Text file, one prompt a line; after those of --prompt."),
+        typer.Option("--prompts_file", help="Text file, one prompt a line; after those of --prompt."),
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option("--guidance-scale", help="Classifier-free guidance; 1: off, and half the work.")
+        float | None, typer.Option("--guidance_scale", help="Classifier-free guidance; 1: off, and half the work.")
     ] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="0: the likeliest token.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Sample from the k likeliest tokens; 0: all.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top_k", help="Sample from the k likeliest tokens; 0: all.")] = None,
     top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Sample from the likeliest tokens of this probability.")
+        float | None, typer.Option("--top_p", help="Sample from the likeliest tokens of this probability.")
     ] = None,
     seed: SeedOption = 0,
-    num_images: Annotated[int, typer.Option("--num-images", min=1, help="Pictures of each prompt.")] = 1,
+    num_images: Annotated[int, typer.Option("--num_images", min=1, help="Pictures of each prompt.")] = 1,
     image: Annotated[
         list[str] | None,
         typer.Option("--image", help="Picture before each prompt, to be edited or as an example; may be given again."),
@@ -51,14 +53,14 @@ def generate(
     image_guidance_scale: Annotated[
         float | None,
         typer.Option(
-            "--image-guidance-scale", help="Chameleon's three-way guidance, in which the other is the text's."
+            "--image_guidance_scale", help="Chameleon's three-way guidance, in which the other is the text's."
         ),
     ] = None,
     negative_prompt: Annotated[
-        str | None, typer.Option("--negative-prompt", help="What guidance leads away from; default: no prompt.")
+        str | None, typer.Option("--negative_prompt", help="What guidance leads away from; default: no prompt.")
     ] = None,
     best_of: Annotated[
-        int, typer.Option("--best-of", min=1, help="Draw so many, keep the one after which its prompt is likeliest.")
+        int, typer.Option("--best_of", min=1, help="Draw so many, keep the one after which its prompt is likeliest.")
     ] = 1,
     compile_steps: Annotated[
         bool, typer.Option("--compile", help="Compile the steps: slow to begin with, for many pictures on a GPU.")
@@ -70,21 +72,21 @@ def generate(
 
     [bold]Examples[/bold]
 
-      mmlm generate --model run/lm/final --prompt "a red apple" --out apple.png
+      mmlm generate --model run/lm/final --prompt "a red apple" --output apple.png
 
-      mmlm generate --model run/lm/final --prompt cat --prompt dog --num-images 4 --out pets.png --seed 7
+      mmlm generate --model run/lm/final --prompt cat --prompt dog --num_images 4 --output pets.png --seed 7
 
-      mmlm generate --model run/lm/final --prompt "a red apple" --best-of 8 --out apple.png
+      mmlm generate --model run/lm/final --prompt "a red apple" --best_of 8 --output apple.png
 
-      mmlm generate --model run/lm/final --image apple.png --prompt "make it green" --image-guidance-scale 1.2
-      --guidance-scale 3 --out green.png
+      mmlm generate --model run/lm/final --image apple.png --prompt "make it green" --image_guidance_scale 1.2
+      --guidance_scale 3 --output green.png
     """
     prompts = [*(prompt or []), *_lines(prompts_file)]
     if not prompts:
-        refuse("nothing to draw: give --prompt or --prompts-file")
+        refuse("nothing to draw: give --prompt or --prompts_file")
     if best_of > 1 and (num_images > 1 or image):
-        refuse("--best-of gives one picture of a text: leave --num-images and --image out")
-    target = _picture_file(out)
+        refuse("--best_of gives one picture of a text: leave --num_images and --image out")
+    target = _picture_file(output)
     _check_files("--image", image or [])
     from mmlm.generation.best_of import CaptionLikelihood, generate_best
     from mmlm.generation.grid import image_grid
@@ -125,7 +127,7 @@ def generate(
 def describe(
     model: ModelOption,
     image: Annotated[list[str], typer.Option("--image", help="Picture file; may be given again.")],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest caption, in tokens.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest caption, in tokens.")] = 32,
     temperature: TemperatureOption = 0.0,
     top_k: TopKOption = 0,
     top_p: TopPOption = 1.0,
@@ -162,20 +164,20 @@ def describe(
 @command("answer")
 def answer(
     model: ModelOption,
-    out: Annotated[str, typer.Option("--out", help="New folder for answer.md and the pictures in it.")],
+    output: Annotated[str, typer.Option("--output", help="New folder for answer.md and the pictures in it.")],
     prompt: Annotated[str, typer.Option("--prompt", help="Text; {1}, {2}, … stand for the pictures.")] = "",
     image: Annotated[
         list[str] | None,
         typer.Option("--image", help="Picture file; before the text where it holds no {1}; may be given again."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Pictures' tokens included.")] = 1024,
-    max_images: Annotated[int, typer.Option("--max-images", min=0, help="Most pictures of the answer.")] = 4,
-    open_image: Annotated[bool, typer.Option("--open-image", help="Begin the answer with a picture.")] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Pictures' tokens included.")] = 1024,
+    max_images: Annotated[int, typer.Option("--max_images", min=0, help="Most pictures of the answer.")] = 4,
+    open_image: Annotated[bool, typer.Option("--open_image", help="Begin the answer with a picture.")] = False,
     temperature: Annotated[float, typer.Option("--temperature", help="Of text; 0: the likeliest token.")] = 0.7,
-    top_p: Annotated[float, typer.Option("--top-p", help="Of text.")] = 0.9,
-    guidance_scale: Annotated[float | None, typer.Option("--guidance-scale", help="Of pictures; 1: off.")] = None,
+    top_p: Annotated[float, typer.Option("--top_p", help="Of text.")] = 0.9,
+    guidance_scale: Annotated[float | None, typer.Option("--guidance_scale", help="Of pictures; 1: off.")] = None,
     image_guidance_scale: Annotated[
-        float | None, typer.Option("--image-guidance-scale", help="Chameleon's three-way guidance of pictures.")
+        float | None, typer.Option("--image_guidance_scale", help="Chameleon's three-way guidance of pictures.")
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
@@ -184,14 +186,14 @@ def answer(
 
     [bold]Examples[/bold]
 
-      mmlm answer --model run/lm/final --prompt "How is an apple pie made?" --out pie
+      mmlm answer --model run/lm/final --prompt "How is an apple pie made?" --output pie
 
-      mmlm answer --model run/lm/final --image a.png --image b.png --prompt "{1} is to {2} as night is to" --out day
+      mmlm answer --model run/lm/final --image a.png --image b.png --prompt "{1} is to {2} as night is to" --output day
     """
     files = image or []
     _check_files("--image", files)
-    if Path(out).exists():
-        refuse(f"--out: {out!r} exists, choose another folder")
+    if Path(output).exists():
+        refuse(f"--output: {output!r} exists, choose another folder")
     pictures = _open(files)
     pieces = _placed(prompt, pictures)
     from mmlm.generation.interleaved import generate_interleaved, join_pieces
@@ -218,7 +220,7 @@ def answer(
         )
     )
     lines = []
-    with whole_folder(out) as folder:
+    with whole_folder(output) as folder:
         for piece in found:
             if isinstance(piece, str):
                 lines.append(piece.strip())
@@ -228,7 +230,7 @@ def answer(
                 lines.append(f"![{name}]({name})")
         (folder / "answer.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    print(Path(out) / "answer.md")
+    print(Path(output) / "answer.md")
 
 
 def _placed(prompt: str, pictures: list[Image.Image]) -> list[Any]:
@@ -262,7 +264,7 @@ def _lines(file: str | None) -> list[str]:
     if file is None:
         return []
     if not Path(file).is_file():
-        refuse(f"--prompts-file: no file {file!r}")
+        refuse(f"--prompts_file: no file {file!r}")
     lines = Path(file).read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
@@ -273,7 +275,7 @@ def _picture_file(name: str) -> Path:
     known = Image.registered_extensions()
     target = Path(name)
     if known.get(target.suffix.lower()) not in Image.SAVE or target.is_dir():
-        refuse(f"--out must be a picture file such as picture.png, got {name!r}")
+        refuse(f"--output must be a picture file such as picture.png, got {name!r}")
     return target
 
 

@@ -18,7 +18,7 @@ WIDTH_OF_FILES = 200
 """Characters of a line of a table that goes to a file."""
 
 
-@command("evaluate", context_settings=RECIPE_WORDS)
+@command("evaluate", **RECIPE_WORDS)
 def evaluate(
     context: typer.Context,
     model: ModelOption,
@@ -27,9 +27,11 @@ def evaluate(
         typer.Option("--recipe", help="Training recipe whose data.source is taken, e.g. RUN/recipe.yaml."),
     ] = None,
     num_prompts: Annotated[
-        int, typer.Option("--num-prompts", help="Captions that are drawn, and pairs that are measured.")
+        int, typer.Option("--num_prompts", help="Captions that are drawn, and pairs that are measured.")
     ] = 64,
-    out: Annotated[str | None, typer.Option("--out", help="Folder for the results; default: the model's.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Folder for the results; default: the model's.")
+    ] = None,
 ) -> None:
     """Measure a merged model: what it draws, how it describes, how well it predicts, what it still knows of text.
 
@@ -43,11 +45,11 @@ def evaluate(
 
       mmlm evaluate --model run/lm/openmoji/final --recipe run/lm/openmoji/recipe.yaml
 
-      mmlm evaluate --model run/lm/final --data.type openmoji --guidance_scale 5 --out results
+      mmlm evaluate --model run/lm/final --data.type openmoji --guidance_scale 5 --output results
 
     losses by modality, which of 100 captions belongs to a picture, written captions, drawings as a set
 
-      mmlm evaluate --model DIR --recipe RUN/recipe.yaml --num-prompts 256
+      mmlm evaluate --model DIR --recipe RUN/recipe.yaml --num_prompts 256
       --measures "\\[perplexity, {type: caption_retrieval, candidates: 100}, caption_quality, feature_distance]"
 
     what a language model forgot, beside the one it came from
@@ -65,7 +67,7 @@ def evaluate(
     be_quiet()
     given = {
         "model": model,
-        "output_dir": model if out is None else out,
+        "output": model if output is None else output,
         "num_prompts": num_prompts,
         "data": None if recipe_file is None else json.dumps(_source_of(recipe_file)),
     }
@@ -76,7 +78,7 @@ def evaluate(
     found: dict[str, Findings] = {}
     evaluate_by_recipe(recipe, show_progress=True, report=found.__setitem__)
     print_findings(found)
-    print(Path(recipe.output_dir, "evaluation.json"))
+    print(Path(recipe.output, "evaluation.json"))
 
 
 def print_findings(found: Mapping[str, Findings]) -> None:
@@ -96,12 +98,11 @@ def print_findings(found: Mapping[str, Findings]) -> None:
 
 
 def _source_of(recipe_file: str) -> dict[str, Any]:
-    import yaml
+    from visual_tokenizer.recipe import read_yaml
 
     if not Path(recipe_file).is_file():
         refuse(f"--recipe: no file {recipe_file!r}")
-    recipe = yaml.safe_load(Path(recipe_file).read_text(encoding="utf-8"))
-    data = recipe.get("data") if isinstance(recipe, dict) else None
+    data = read_yaml(recipe_file).get("data")
     source = data.get("source") if isinstance(data, dict) else None
     if not isinstance(source, dict):
         refuse(f"--recipe: {recipe_file} has no data.source: give a training recipe of pairs, or --data.type NAME")

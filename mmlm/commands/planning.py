@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from mmlm.plan import Machine, Plan
 
 
-@command("plan", context_settings=RECIPE_WORDS)
+@command("plan", **RECIPE_WORDS)
 def plan(
     context: typer.Context,
     config: Annotated[str, typer.Option("--config", help="Training recipe.")],
     devices: Annotated[int, typer.Option("--devices", help="Processes, each with one device.")] = 8,
-    memory_gb: Annotated[float, typer.Option("--memory-gb", help="Of a device, in 10^9 bytes.")] = 80.0,
+    memory_gb: Annotated[float, typer.Option("--memory_gb", help="Of a device, in 10^9 bytes.")] = 80.0,
     mfu: Annotated[float, typer.Option("--mfu", help="Share of the peak that is reached.")] = 0.45,
-    peak_tflops: Annotated[float, typer.Option("--peak-tflops", help="Of a device; 989: H100, bf16.")] = 989.0,
+    peak_tflops: Annotated[float, typer.Option("--peak_tflops", help="Of a device; 989: H100, bf16.")] = 989.0,
     sequences: Annotated[
         int | None, typer.Option("--sequences", min=1, help="Of the training split; default: as the shards say.")
     ] = None,
     sequence_length: Annotated[
-        int | None, typer.Option("--sequence-length", min=1, help="Tokens on average; default: the most there may be.")
+        int | None, typer.Option("--sequence_length", min=1, help="Tokens on average; default: the most there may be.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -37,8 +37,8 @@ def plan(
 
       mmlm plan --config recipes/lm/openmoji_llama.yaml
 
-      mmlm plan --config recipes/lm/openmoji_llama.yaml --devices 1 --memory-gb 24 --peak-tflops 165 \\
-        --training.mixed_precision bf16 --data.packing true --sequence-length 90
+      mmlm plan --config recipes/lm/openmoji_llama.yaml --devices 1 --memory_gb 24 --peak_tflops 165 \\
+        --training.mixed_precision bf16 --data.packing true --sequence_length 90
     """
     from mmlm.lm_recipe import LMRecipe
     from mmlm.plan import Machine, plan_run

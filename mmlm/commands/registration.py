@@ -21,20 +21,36 @@ app = typer.Typer(
 )
 RECIPE_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Context settings of commands that take `--section.field VALUE`."""
+FORMER_OPTIONS = {"out": "output"}
+"""Former name of an option → its name now; the former one is still read, with a warning."""
+
+
+def option_name(name: str) -> str:
+    """Return an option's name now, for one given with `-` in place of `_`, or by its former name."""
+    name = name.replace("-", "_")
+    if name in FORMER_OPTIONS:
+        typer.echo(f"mmlm: --{name} is now called --{FORMER_OPTIONS[name]}", err=True)
+    return FORMER_OPTIONS.get(name, name)
+
 
 ModelOption = Annotated[str, typer.Option("--model", help="Folder of a merged model, or its name on the hub.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …; by default a GPU where there is one.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="The same seed draws the same.")]
-TopKOption = Annotated[int, typer.Option("--top-k", help="Sample from the k likeliest tokens; 0: all.")]
-TopPOption = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this probability.")]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")]
+TopKOption = Annotated[int, typer.Option("--top_k", help="Sample from the k likeliest tokens; 0: all.")]
+TopPOption = Annotated[float, typer.Option("--top_p", help="Sample from the likeliest tokens of this probability.")]
+BatchOption = Annotated[int, typer.Option("--batch_size", min=1, help="Pictures at a time.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0: the likeliest token.")]
 
 
-def command(name: str, **options: Any) -> Callable[[Command], Command]:
-    """Register a command whose user errors end in one line on stderr and exit code 2."""
+def command(name: str, **settings: Any) -> Callable[[Command], Command]:
+    """Register a command whose user errors end in one line on stderr and exit code 2.
+
+    Args:
+        name: of the command.
+        **settings: further context settings.
+    """
 
     def register(function: Command) -> Command:
         @functools.wraps(function)
@@ -44,7 +60,7 @@ def command(name: str, **options: Any) -> Callable[[Command], Command]:
             with exit_on_user_error(f"mmlm {name}"):
                 function(*arguments, **given)
 
-        app.command(name, **options)(guarded)
+        app.command(name, context_settings={"token_normalize_func": option_name, **settings})(guarded)
         return function
 
     return register

@@ -18,9 +18,9 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on.")] = 8000,
     name: Annotated[str | None, typer.Option("--name", help="Name of the model; by default its folder's.")] = None,
     page: Annotated[bool, typer.Option(help="Show a page to try prompts at / (needs the extra 'demo').")] = True,
-    max_images: Annotated[int, typer.Option("--max-images", min=1, help="Most pictures of a request.")] = 10,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 8192,
-    max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Most requests in the queue.")] = 64,
+    max_images: Annotated[int, typer.Option("--max_images", min=1, help="Most pictures of a request.")] = 10,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Most tokens of an answer.")] = 8192,
+    max_waiting: Annotated[int, typer.Option("--max_waiting", min=1, help="Most requests in the queue.")] = 64,
     batch_size: BatchOption = 16,
     device: DeviceOption = None,
 ) -> None:

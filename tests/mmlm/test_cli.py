@@ -48,7 +48,7 @@ def folders(tmp_path_factory, make_codec, make_model, text_tokenizer):
             root / "text",
             "--visual-tokenizer",
             root / "codec",
-            "--out",
+            "--output",
             root / "merged",
         ),
         *("--embedding-init", "mean", "--seed", 3),
@@ -77,7 +77,7 @@ def test_options_override_the_recipe(folders, tmp_path):
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     result = run(
-        *("merge", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--layout", "chameleon"),
+        *("merge", "--config", tmp_path / "recipe.yaml", "--output", tmp_path / "out", "--layout", "chameleon"),
         *("--language_model.path", folders / "text", "--layout.begin_image_token", "<|go|>"),
     )
     assert result.exit_code == 0, result.output
@@ -87,7 +87,7 @@ def test_options_override_the_recipe(folders, tmp_path):
 
 
 def test_strip_undoes_a_merge(folders, tmp_path):
-    result = run("strip", "--model", folders / "merged", "--out", tmp_path / "text")
+    result = run("strip", "--model", folders / "merged", "--output", tmp_path / "text")
     assert result.exit_code == 0, result.output
     before = AutoModelForCausalLM.from_pretrained(folders / "text").state_dict()
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "text").state_dict()
@@ -111,7 +111,7 @@ def test_one_picture_is_written_as_it_is_and_again_the_same(folders, tmp_path):
         5,
     )
     for name in ("one.png", "two.png"):
-        result = run(*words, "--out", tmp_path / "new" / name)
+        result = run(*words, "--output", tmp_path / "new" / name)
         assert result.exit_code == 0, result.output
         assert result.stdout.splitlines() == [str(tmp_path / "new" / name)]
     first, second = (Image.open(tmp_path / "new" / name) for name in ("one.png", "two.png"))
@@ -129,11 +129,11 @@ def test_several_pictures_make_a_sheet(folders, tmp_path):
             folders / "merged",
             "--prompt",
             "a red dog",
-            "--out",
+            "--output",
             tmp_path / "sheet.jpg",
         ),
         *(
-            "--prompts-file",
+            "--prompts_file",
             tmp_path / "prompts.txt",
             "--num-images",
             2,
@@ -210,19 +210,19 @@ def test_help_imports_nothing_heavy():
 def test_user_errors_are_one_line_and_exit_code_2(folders, tmp_path):
     merged, codec, text = (folders / name for name in ("merged", "codec", "text"))
     picture = tmp_path / "x.png"
-    draw = ("generate", "--model", merged, "--prompt", "a", "--out", picture)
-    join = ("merge", "--language-model", text, "--visual-tokenizer", codec, "--out", tmp_path / "out")
+    draw = ("generate", "--model", merged, "--prompt", "a", "--output", picture)
+    join = ("merge", "--language-model", text, "--visual-tokenizer", codec, "--output", tmp_path / "out")
     cases = [
         ((*draw, "--temperature", -1), "mmlm generate: error: temperature must be 0 (greedy) or more, got -1.0"),
         ((*draw, "--device", "abacus"), "device 'abacus' cannot be used"),
-        (("generate", "--model", tmp_path, "--prompt", "a", "--out", picture), "it is no merged model"),
-        (("generate", "--model", tmp_path / "gone", "--prompt", "a", "--out", picture), "merged model"),
-        (("generate", "--model", merged, "--out", picture), "give --prompt or --prompts-file"),
+        (("generate", "--model", tmp_path, "--prompt", "a", "--output", picture), "it is no merged model"),
+        (("generate", "--model", tmp_path / "gone", "--prompt", "a", "--output", picture), "merged model"),
+        (("generate", "--model", merged, "--output", picture), "give --prompt or --prompts_file"),
         (
-            ("generate", "--model", merged, "--prompts-file", "gone.txt", "--out", picture),
+            ("generate", "--model", merged, "--prompts_file", "gone.txt", "--output", picture),
             "no file 'gone.txt'",
         ),
-        (("generate", "--model", merged, "--prompt", "a", "--out", "x.odd"), "--out must be a picture file"),
+        (("generate", "--model", merged, "--prompt", "a", "--output", "x.odd"), "--output must be a picture file"),
         (("describe", "--model", merged, "--image", "gone.png"), "no file 'gone.png'"),
         ((*join[:-1], merged), "exists and is not empty"),
         (
@@ -233,7 +233,7 @@ def test_user_errors_are_one_line_and_exit_code_2(folders, tmp_path):
         ((*join, "--embedding-init", "zero"), "embedding_init must be one of"),
         (("merge", "--language-model", tmp_path, *join[3:]), "no language model with safetensors weights"),
         (("merge", "--config", "gone.yaml"), "recipe gone.yaml does not exist"),
-        (("strip", "--model", codec, "--out", tmp_path / "out"), "it is no merged model"),
+        (("strip", "--model", codec, "--output", tmp_path / "out"), "it is no merged model"),
         (("evaluate", "--model", merged), "give --recipe FILE or --data.type NAME"),
         (("tokenize", "--config", "gone.yaml"), "recipe gone.yaml does not exist"),
     ]
@@ -247,3 +247,11 @@ def test_load_merged_gives_a_model_in_eval_mode_with_its_codec(folders):
     assert not model.training
     assert processor.codec is not None
     assert json.loads((folders / "merged/processor_config.json").read_text())["codec_hash"] == processor.codec_hash
+
+
+def test_options_are_read_with_hyphens_and_by_their_former_names(tmp_path):
+    for options in (["--prompts_file", "gone.txt", "--output"], ["--prompts-file", "gone.txt", "--out"]):
+        result = run("generate", "--model", tmp_path, *options, tmp_path / "new.png")
+        assert result.exit_code == 2
+        assert "--prompts_file: no file 'gone.txt'" in result.stderr
+        assert ("--out is now called --output" in result.stderr) == ("--out" in options)

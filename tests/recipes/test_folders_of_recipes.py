@@ -17,9 +17,10 @@ TOLD = [(path, name, told[name]) for path, told in RECIPES.items() for name in
     ("path", "name", "folder"), [pytest.param(*told, id=f"{told[0].stem}-{told[1]}") for told in TOLD]
 )
 def test_a_recipe_begins_with_what_another_makes(path: Path, name: str, folder: str) -> None:
-    made = {told["output_dir"] for told in RECIPES.values() if "output_dir" in told}
+    made = {told[key] for told in RECIPES.values() for key in ("output_dir", "output") if key in told}
     assert folder.removesuffix("/final") in made
 
 
 def test_all_results_are_in_the_folder_that_git_ignores() -> None:
-    assert all(told.get("output_dir", "run/").startswith("run/") for told in RECIPES.values())
+    made = [told[key] for told in RECIPES.values() for key in ("output_dir", "output") if key in told]
+    assert all(folder.startswith("run/") for folder in made)

@@ -125,12 +125,12 @@ def test_command_line_writes_and_judges(tiny_recipe, tmp_path, capsys):
         part.codebook.data[1:] = 1000.0
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "recipe.yaml").write_text(yaml.safe_dump(recipe_to_dict(recipe)))
-    assert doctor.main(["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 1
+    assert doctor.main(["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]) == 1
     assert "87.5% of the codes are not in use" in " ".join(capsys.readouterr().out.replace("│", " ").split())
     written = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
     assert [codebook["name"] for codebook in written["codebooks"]] == ["codebook 0", "codebook 1"]
     assert (tmp_path / "out" / "diagnosis.png").stat().st_size > 0
-    assert doctor.main(["--model", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
+    assert doctor.main(["--model", str(tmp_path / "nowhere"), "--output", str(tmp_path)]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 

@@ -50,9 +50,13 @@ def set_field(cls: Any, values: dict[str, Any], key: str, value: Any, where: str
 
     Args:
         cls: the dataclass that `values` are for; None: not known.
-        key: dotted; naming another `type` for a section drops its other keys.
+        key: dotted, with `_` or `-`; naming another `type` for a section drops its other keys.
         where: key of the section that `values` are, for messages.
     """
+    name, _, rest = key.partition(".")
+    if dataclasses.is_dataclass(cls):  # else these are names of somebody else, such as columns
+        name = name.replace("-", "_")
+        key = below(name, rest) if rest else name
     if isinstance(cls, type) and issubclass(cls, Section):
         for former, now in cls.renamed.items():
             if key in (former, now):
@@ -60,7 +64,6 @@ def set_field(cls: Any, values: dict[str, Any], key: str, value: Any, where: str
             if key == former:
                 _tell(where, former, now)
                 return None if now is None else set_field(cls, values, now, value, where)
-    name, _, rest = key.partition(".")
     if rest:
         section = values.get(name)
         values[name] = section = dict(section) if isinstance(section, Mapping) else {}

@@ -186,7 +186,7 @@ def test_a_folder_becomes_a_merged_models_folder(whole_emu3, emu3_tokenizer, tmp
     whole_emu3.save_pretrained(tmp_path / "published")
     emu3_tokenizer.save_pretrained(tmp_path / "published")
     section = BackboneConfig.family.config({"type": "emu3", "path": str(tmp_path / "published")})
-    recipe = MergeRecipe(language_model=section, output_dir=str(tmp_path / "out"))
+    recipe = MergeRecipe(language_model=section, output=str(tmp_path / "out"))
     model, processor = load_merged(merge_by_recipe(recipe), device="cpu")
     ids = ids_of(processor)
     with torch.no_grad():

@@ -34,7 +34,7 @@ def red(tmp_path):
 
 def test_a_picture_is_edited(run, loaded, red, tmp_path):
     options = ("--image-guidance-scale", 1.2, "--negative-prompt", "blue", "--guidance-scale", 2, "--seed", 3)
-    result = run("generate", "--prompt", "a dog", "--image", red, *options, "--out", tmp_path / "out.png")
+    result = run("generate", "--prompt", "a dog", "--image", red, *options, "--output", tmp_path / "out.png")
     assert result.exit_code == 0, result.output
     (wanted,) = generate_images(
         *loaded,
@@ -48,7 +48,7 @@ def test_a_picture_is_edited(run, loaded, red, tmp_path):
 
 
 def test_the_best_of_several(run, loaded, tmp_path):
-    result = run("generate", "--prompt", "a dog", "--best-of", 3, "--out", tmp_path / "out.png")
+    result = run("generate", "--prompt", "a dog", "--best-of", 3, "--output", tmp_path / "out.png")
     assert result.exit_code == 0, result.output
     (wanted,) = generate_best(*loaded, ["a dog"], 3, CaptionLikelihood(*loaded))
     assert Image.open(tmp_path / "out.png").tobytes() == wanted.tobytes()
@@ -56,7 +56,7 @@ def test_the_best_of_several(run, loaded, tmp_path):
 
 def test_an_answer_of_text_and_pictures(run, red, tmp_path):
     words = ("--prompt", "{1} is red", "--image", red, "--max-new-tokens", 60, "--open-image", "--max-images", 2)
-    result = run("answer", *words, "--out", tmp_path / "answer")
+    result = run("answer", *words, "--output", tmp_path / "answer")
     assert result.exit_code == 0, result.output
     text = (tmp_path / "answer/answer.md").read_text()
     assert text.startswith("![1.png](1.png)")
@@ -66,14 +66,14 @@ def test_an_answer_of_text_and_pictures(run, red, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("generate", "--prompt", "a", "--best-of", 2, "--num-images", 2, "--out", "a.png"), "--best-of gives one"),
-        (("generate", "--prompt", "a", "--image", "no.png", "--out", "a.png"), "--image: no file 'no.png'"),
-        (("answer", "--prompt", "{1} {3}", "--out", "new"), "names the pictures [1, 3], but there are 0"),
-        (("answer", "--out", "."), "exists"),
-        (("generate", "--prompt", "a", "--top-p", 0, "--out", "a.png"), "top_p must be in (0, 1], got 0.0"),
-        (("generate", "--prompt", "a", "--guidance-scale", -1, "--out", "a.png"), "guidance_scale must be 0 or more"),
-        (("generate", "--prompt", "a", "--num-images", 0, "--out", "a.png"), "--num-images"),
-        (("answer", "--temperature", -1, "--out", "new"), "temperature must be 0 or more, got -1.0"),
+        (("generate", "--prompt", "a", "--best-of", 2, "--num-images", 2, "--output", "a.png"), "--best_of gives one"),
+        (("generate", "--prompt", "a", "--image", "no.png", "--output", "a.png"), "--image: no file 'no.png'"),
+        (("answer", "--prompt", "{1} {3}", "--output", "new"), "names the pictures [1, 3], but there are 0"),
+        (("answer", "--output", "."), "exists"),
+        (("generate", "--prompt", "a", "--top-p", 0, "--output", "a.png"), "top_p must be in (0, 1], got 0.0"),
+        (("generate", "--prompt", "a", "--guidance-scale", -1, "--output", "a.png"), "guidance_scale must be 0 or more"),
+        (("generate", "--prompt", "a", "--num-images", 0, "--output", "a.png"), "--num_images"),
+        (("answer", "--temperature", -1, "--output", "new"), "temperature must be 0 or more, got -1.0"),
     ],
 )
 def test_what_does_not_fit_together(run, words, message):

@@ -192,7 +192,7 @@ def test_a_model_trained_on_documents_goes_on_with_text_and_pictures(
         assert [type(piece) is str for piece in answer] == [False, True, False]
         assert answer[1].strip() == second
         assert [nearest(answer[0]), nearest(answer[2])] == [2 * number, 2 * number + 1], "those of the document"
-    words = ["answer", "--model", str(final), "--prompt", STORIES[0][0], "--out", str(tmp_path / "story")]
+    words = ["answer", "--model", str(final), "--prompt", STORIES[0][0], "--output", str(tmp_path / "story")]
     result = CliRunner().invoke(app, [*words, "--temperature", "0", "--max-new-tokens", "120"])
     assert result.exit_code == 0, result.output
     lines = (tmp_path / "story" / "answer.md").read_text().split("\n\n")
