@@ -27,7 +27,7 @@ class HeadLoss:
     The head is called where it always is, within the model and whatever wraps it, so that ZeRO-3 and FSDP gather
     its weight before it and reduce its gradient after it; but it computes `linear_cross_entropy`. Before the first
     batch a probe puts known numbers in the place of the logits: if they do not come out of the model as they were
-    (soft-capping, scaling, masks), or the head is no plain linear layer, or products are float16, the model runs as
+    (soft-capping, scaling, masks), or the head is not a plain linear layer, or products are float16, the model runs as
     it is, its logits stand in memory, and the log says why.
 
     Args:
@@ -96,7 +96,7 @@ class HeadLoss:
         if self.head is None:
             return "the model names no head (get_output_embeddings)"
         if not is_plain_head(self.head):
-            return f"the head is no plain linear layer but {type(self.head).__name__}"
+            return f"the head is not a plain linear layer but {type(self.head).__name__}"
         if next(iter(self.head.parameters())).dtype == torch.float16:
             return "float16 needs loss scaling before the head"
         known: list[Tensor] = []

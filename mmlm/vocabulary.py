@@ -129,14 +129,14 @@ class VisualVocabulary:
         return self._flat(ids) >= 0
 
     def codebook_of(self, ids: Tensor) -> Tensor:
-        """Return the codebook of each id, -1 where the id is no visual token; int64, the shape of `ids`."""
+        """Return the codebook of each id, -1 where the id is not a visual token; int64, the shape of `ids`."""
         return torch.div(self._flat(ids), self.codebook_size, rounding_mode="floor")
 
     def ids_to_indices(self, ids: Tensor) -> Tensor:
         """Map token ids (…) or (…, num_codebooks) back to indices of the same shape, int64.
 
         Raises:
-            IndexOutOfRangeError: an id that is no visual token, or of another codebook than its place
+            IndexOutOfRangeError: an id that is not a visual token, or of another codebook than its place
                 demands.
         """
         self._check_codebook_dimension(ids, "ids")
@@ -146,7 +146,7 @@ class VisualVocabulary:
         if wrong.any():
             rule = f"{self.size} ids in [{self.start}, {self.stop})"
             place = " or is of another codebook than its place" if self.num_codebooks > 1 else ""
-            raise IndexOutOfRangeError(f"id {int(ids[wrong][0])} is no visual token ({rule}){place}")
+            raise IndexOutOfRangeError(f"id {int(ids[wrong][0])} is not a visual token ({rule}){place}")
         return indices
 
     def token_names(self) -> list[str]:

@@ -29,7 +29,7 @@ from mmlm.data.shards import ShardHeader, expected_header, load_shards
 from mmlm.lm_recipe import LMRecipe
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.decoding import UnreadableImageError
-from visual_tokenizer.data.sources.base import Source, SourceConfig
+from visual_tokenizer.data.sources.base import Source, SourceConfig, Split
 from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.recipe import parse_arguments
 from visual_tokenizer.registry import ConfigError
@@ -184,7 +184,7 @@ def shards_of(
     return load_shards(folder, expected_header(processor, source, split))
 
 
-def splits_of(recipe: LMRecipe) -> list[str]:
+def splits_of(recipe: LMRecipe) -> list[Split]:
     """Return the splits that training by this recipe reads."""
     return [recipe.data.train_split] + ([recipe.data.heldout_split] if recipe.training.evaluate_every_steps else [])
 

@@ -24,7 +24,7 @@ def turns_of(entry: Any, read_picture: ReadPicture) -> tuple[Turn, ...]:
         read_picture: returns the picture that a reference stands for.
 
     Raises:
-        BrokenDocumentError: it is no such object.
+        BrokenDocumentError: it is not such an object.
     """
     if not isinstance(entry, Mapping):
         raise BrokenDocumentError(f"an object is needed, got {type(entry).__name__}")

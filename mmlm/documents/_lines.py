@@ -30,10 +30,10 @@ def index_lines(files: Sequence[str], check: Callable[[Any, str], Any]) -> datas
 
     Args:
         files: of JSON lines.
-        check: called with each object and its file; raises `BrokenDocumentError` where it is no document.
+        check: called with each object and its file; raises `BrokenDocumentError` where it is not a document.
 
     Raises:
-        DataSourceError: a line is no JSON or no document; file and line are named.
+        DataSourceError: a line is not JSON or not a document; file and line are named.
     """
     columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
     for file in files:

@@ -25,7 +25,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 class BrokenDocumentError(UserError):
-    """A row is no document; it is left out and counted, with this reason."""
+    """A row is not a document; it is left out and counted, with this reason."""
 
 
 class Picture(NamedTuple):
@@ -42,7 +42,7 @@ class Turn(NamedTuple):
     """Parts that follow each other, of one speaker in a chat."""
 
     role: str
-    """One of `ROLES`; empty in a document that is no chat."""
+    """One of `ROLES`; empty in a document that is not a chat."""
     parts: tuple[Part, ...]
     """Texts and pictures in reading order."""
 
@@ -58,7 +58,7 @@ class Document:
 
     @classmethod
     def of_parts(cls, key: str, parts: Sequence[Part]) -> Document:
-        """Return a document that is no chat."""
+        """Return a document that is not a chat."""
         return cls(key, (Turn("", tuple(parts)),))
 
     @property

@@ -48,7 +48,7 @@ def describe_images(
         UserError: a setting out of its range, or scores that are NaN.
         UserError: model and processor do not belong together.
         UserError: the processor has no visual tokenizer.
-        UserError: something that is no picture.
+        UserError: something that is not a picture.
     """
     if not isinstance(images, (list, tuple)) or not images:
         raise UserError(f"images must be a list of one or more pictures, got {images!r}")

@@ -85,7 +85,7 @@ class TextConstraint(LogitsProcessor):
         self.mask[layout.eos_id] = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores (B, V) with -inf at all that is no text."""
+        """Return scores (B, V) with -inf at all that is not text."""
         self.mask = self.mask.to(scores.device)
         return scores.masked_fill(self.mask, -torch.inf)
 

@@ -264,7 +264,7 @@ class Layout:
             indices: (*grid) int64, or (*grid, num_codebooks).
 
         Raises:
-            UserError: the shape is no grid of this layout.
+            UserError: the shape is not a grid of this layout.
             IndexOutOfRangeError: an index outside the codebook.
         """
         return self.blocks(indices[None])[0]
@@ -286,7 +286,7 @@ class Layout:
         of their slots.
 
         Raises:
-            IndexOutOfRangeError: an id that is no visual token, or of another codebook than its slot.
+            IndexOutOfRangeError: an id that is not a visual token, or of another codebook than its slot.
         """
         books = self.vocabulary.num_codebooks
         ids = torch.empty_like(visual_ids)

@@ -130,7 +130,7 @@ def test_a_head_of_its_own_kind_is_run_as_it_is(caplog: pytest.LogCaptureFixture
     found, _ = HeadLoss(model)(model, {"input_ids": ids}, labels, weights)
     plain = F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), labels.flatten(), reduction="none")
     assert torch.allclose(found.losses, plain, atol=1e-5)
-    assert "no plain linear layer but Doubling" in caplog.text
+    assert "is not a plain linear layer but Doubling" in caplog.text
 
 
 def test_a_compiled_model_needs_no_logits() -> None:

@@ -56,7 +56,7 @@ def read_labels(file: Path, label_column: str) -> dict[str, str]:
     """Return the class by file name of those lines of a file, which may be missing, that have the key `label_column`.
 
     Raises:
-        DataSourceError: a line is no object with `file_name`.
+        DataSourceError: a line is not an object with `file_name`.
     """
     if not file.is_file():
         return {}
