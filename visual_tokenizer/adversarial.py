@@ -18,14 +18,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from visual_tokenizer.adversarial_losses.base import AdversarialLossConfig
+from visual_tokenizer.adversarial_recipe import AdversarialSection
 from visual_tokenizer.channels_last import lay_out_channels_last
 from visual_tokenizer.codebooks.distributed import average_over_ranks
 from visual_tokenizer.discriminator_objective import DiscriminatorObjective
-from visual_tokenizer.discriminators.base import DiscriminatorConfig
+from visual_tokenizer.discriminators.base import Discriminator
 from visual_tokenizer.objective import ObjectiveOutput
 from visual_tokenizer.optimization import build_optimizer, learning_rate
 from visual_tokenizer.runs.checkpoints import flatten_optimizer, unflatten_optimizer
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training_recipe import OptimizerSection
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 
@@ -60,35 +61,41 @@ class AdversarialTraining:
     """What a trainer needs of the other side.
 
     Args:
-        recipe: with a section `adversarial`.
+        section: the recipe's section `adversarial`.
+        discriminator: not yet on the device.
         accelerator: wraps the discriminator.
         last_layer: the decoder's, for the adaptive weight; None where it is not wanted.
-
-    Raises:
-        ConfigError: the discriminator does not fit the pictures.
+        optimizer: the tokenizer's, from which the section's own settings depart.
+        max_steps: of the training.
+        passes: forward and backward passes a step.
+        channels_last: lay out kernels channels-last.
     """
 
-    def __init__(self, recipe: TokenizerRecipe, accelerator: Accelerator, last_layer: nn.Parameter | None) -> None:
-        assert recipe.adversarial is not None
-        self.section = section = recipe.adversarial
+    def __init__(
+        self,
+        section: AdversarialSection,
+        discriminator: Discriminator,
+        accelerator: Accelerator,
+        *,
+        last_layer: nn.Parameter | None,
+        optimizer: OptimizerSection,
+        max_steps: int,
+        passes: int = 1,
+        channels_last: bool = False,
+    ) -> None:
+        self.section = section
         self.accelerator = accelerator
         self.last_layer = last_layer
-        self.passes = recipe.training.gradient_accumulation_steps
-        self.schedule = recipe.optimizer
-        self.max_steps = recipe.training.max_steps
+        self.passes = passes
+        self.schedule = optimizer
+        self.max_steps = max_steps
         self.loss = AdversarialLossConfig.family.build(section.loss)
-        discriminator = DiscriminatorConfig.family.build(
-            section.discriminator, image_size=recipe.image_size, num_frames=recipe.num_frames
-        )
         self.unwrapped = DiscriminatorObjective(discriminator, self.loss, section).to(accelerator.device).train()
-        if recipe.training.channels_last:
+        if channels_last:
             lay_out_channels_last(self.unwrapped)
-        if recipe.training.compile and last_layer is not None:
-            # The adaptive weight goes back through the decoder's graph before the step does.
-            torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
-        self.peak = section.learning_rate or recipe.optimizer.learning_rate
-        betas = section.betas or recipe.optimizer.betas
-        settings = dataclasses.replace(recipe.optimizer, learning_rate=self.peak, betas=betas, weight_decay=0.0)
+        self.peak = section.learning_rate or optimizer.learning_rate
+        betas = section.betas or optimizer.betas
+        settings = dataclasses.replace(optimizer, learning_rate=self.peak, betas=betas, weight_decay=0.0)
         self.optimizer = build_optimizer(self.unwrapped, settings)
         # Its own scale: the losses of the two sides may differ by orders of magnitude.
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.scaler is not None)

@@ -40,8 +40,7 @@ def test_a_decoder_is_tuned_to_given_tokens(tiny_recipe, first):
 
 def test_training_goes_on_from_the_weights_and_not_from_the_codebook_of_early_batches(tiny_recipe, first):
     trainer = TokenizerTrainer(tiny_recipe(initialize_from=str(first)))
-    trainer._build()
-    trainer._restore()
+    trainer.begin()
     wanted = VisualTokenizer.from_pretrained(first).state_dict()
     for tokenizer in (trainer.tokenizer, trainer.average.module):
         assert all(torch.equal(value, wanted[name]) for name, value in tokenizer.state_dict().items())

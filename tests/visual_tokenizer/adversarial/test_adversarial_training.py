@@ -39,8 +39,7 @@ def curve(folder: Path | str, name: str) -> list[tuple[int, float]]:
 def built(recipe) -> TokenizerTrainer:
     """A trainer ready for its first step."""
     trainer = TokenizerTrainer(recipe)
-    trainer._build()
-    trainer._restore()
+    trainer.begin()
     return trainer
 
 
@@ -308,8 +307,7 @@ def test_a_loss_scale_changes_nothing(tiny_recipe, tmp_path):
             )
         )
         trainer.accelerator.scaler = scaler
-        trainer._build()
-        trainer._restore()
+        trainer.begin()
         for _ in range(3):
             trainer._train_step()
         return trainer
