@@ -8,7 +8,9 @@ from weights that were never trained.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
@@ -19,12 +21,8 @@ from visual_tokenizer.errors import UserError
 class AbsentConfig(DecoderConfig):
     """Fields of the decoder that is not there."""
 
-    latent_channels: int = 256
-    """Channels that the decoder would take; 1 or more."""
-
-    def __post_init__(self) -> None:
-        if self.latent_channels < 1:
-            raise UserError(f"latent_channels must be 1 or more, got {self.latent_channels}")
+    latent_channels: Annotated[int, Ge(1)] = 256
+    """Channels that the decoder would take."""
 
 
 class Absent(Decoder):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
+from visual_tokenizer.layers.shape import QueryShape
 from visual_tokenizer.registry import PartConfig
 
 
@@ -33,6 +35,9 @@ class Decoder(nn.Module):
     """Whether `forward` has a third argument, `present` (B, N) bool: which latents are a picture's own. What stands
     behind them must not matter; None stands for all. N may be less than the encoder's most."""
 
+    last_weight: ClassVar[str] = ""
+    """Name of the parameter that `last_layer` gives."""
+
     def __init__(self, config: DecoderConfig, *, image_size: int) -> None:
         super().__init__()
         self.config: Any = config
@@ -49,14 +54,55 @@ class Decoder(nn.Module):
         Raises:
             NotImplementedError: the decoder does not say which it is.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} names no last_layer, which adversarial.adaptive needs: set adversarial.adaptive to "
-            "false, or give the class this property"
-        )
+        if not self.last_weight:
+            raise NotImplementedError(
+                f"{type(self).__name__} names no last_layer, which adversarial.adaptive needs: set "
+                "adversarial.adaptive to false, or say its name as the class's last_weight"
+            )
+        return self.get_parameter(self.last_weight)
 
     def pixels(self, output: Tensor) -> Tensor:
         """Return the pixels, about [-1, 1], within what `forward` gave: all of it, unless it is a distribution."""
         return output
+
+
+class OuterDecoder(Decoder):
+    """One that ends in another decoder, its attribute `inner_name`, which gives the pixels."""
+
+    inner_name: ClassVar[str] = "patches"
+
+    @property
+    def inner(self) -> Decoder:
+        """The decoder at its end."""
+        decoder: Decoder = getattr(self, self.inner_name)
+        return decoder
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.inner.last_layer
+
+    def pixels(self, output: Tensor) -> Tensor:
+        return self.inner.pixels(output)
+
+
+@dataclass(kw_only=True)
+class GridDecoderConfig(QueryShape, DecoderConfig):
+    """Fields of decoders of one-dimensional tokens."""
+
+    grid_size: Annotated[int, Ge(1)] = 16
+    """Side of the grid of positions, at the nominal picture size."""
+
+    patches: DecoderConfig = field(default_factory=lambda: DecoderConfig.family.config({"type": "patch"}))
+    """The decoder that turns the grid into pixels: `patch` is linear, `cnn` a hybrid."""
+
+
+class GridDecoder(OuterDecoder):
+    """A grid of positions reads the tokens, and another decoder draws it; a subclass builds both, in this order."""
+
+    def __init__(self, config: GridDecoderConfig, *, image_size: int) -> None:
+        super().__init__(config, image_size=image_size)
+        self.width = config.width
+        self.grid = (config.grid_size, config.grid_size)
 
 
 PART = Decoder

@@ -11,7 +11,6 @@ so that a frame can be decoded before the next ones are known.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -25,8 +24,8 @@ from visual_tokenizer.layers.causal_convolution import (
     DepthToSpaceTime,
     FrameGroupNorm,
 )
-from visual_tokenizer.layers.causal_shape import CausalShape
 from visual_tokenizer.layers.clip import as_asked, clip_from_tokens
+from visual_tokenizer.layers.shape import CausalShape
 
 
 @dataclass(kw_only=True)
@@ -39,6 +38,7 @@ class CausalCNN(Decoder):
 
     Config = CausalCNNConfig
     takes_video = True
+    last_weight = "head.weight"
 
     def __init__(self, config: CausalCNNConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
@@ -65,12 +65,6 @@ class CausalCNN(Decoder):
             self.levels.append(nn.Sequential(*layers))
         self.norm = FrameGroupNorm(groups, channels)
         self.head = CausalConv3d(channels, 3 * config.patch_area, time_padding=padding)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Weight of the last convolution."""
-        layer: Any = self.head
-        return layer.weight
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         steering = clip_from_tokens(latents, grid)

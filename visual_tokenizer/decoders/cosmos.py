@@ -6,7 +6,6 @@ Paper: Cosmos World Foundation Model Platform for Physical AI (NVIDIA, 2025), ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,11 +33,12 @@ class Cosmos(Decoder):
 
     Config = CosmosConfig
     takes_video = True
+    last_weight = "head.1.weight"
 
     def __init__(self, config: CosmosConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
         self.width = config.latent_channels
-        resolution = image_size // config.downsampling[1]
+        resolution = image_size // config.strides[1]
         channels = config.level_channels[-1]
         self.stem = factorized_convolution(config.latent_channels, channels)
         layers: list[nn.Module] = [
@@ -60,12 +60,6 @@ class Cosmos(Decoder):
         self.layers = nn.Sequential(*layers)
         self.norm = FrameGroupNorm(1, channels)
         self.head = factorized_convolution(channels, 3 * 8**config.wavelet_levels)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Weight of the last convolution, which gives the wavelet bands."""
-        layer: Any = self.head[-1]
-        return layer.weight
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         hidden = self.layers(self.stem(clip_from_tokens(latents, grid)))

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import map_from_tokens
 from visual_tokenizer.layers.dvae import GROUPS, DVAEShape, convolution, group
 from visual_tokenizer.layers.logit_laplace import from_support
@@ -24,13 +25,8 @@ from visual_tokenizer.layers.logit_laplace import from_support
 class DVAEConfig(DVAEShape, DecoderConfig):
     """Fields of the dVAE decoder; the defaults are the published network's."""
 
-    code_channels: int = 128
-    """Channels that enter the first block; 1 or more."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.code_channels < 1:
-            raise UserError(f"code_channels must be 1 or more, got {self.code_channels}")
+    code_channels: Annotated[int, Ge(1)] = 128
+    """Channels that enter the first block."""
 
 
 class DVAE(Decoder):
@@ -40,6 +36,7 @@ class DVAE(Decoder):
     """
 
     Config = DVAEConfig
+    last_weight = "blocks.output.conv.weight"
 
     def __init__(self, config: DVAEConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
@@ -53,10 +50,6 @@ class DVAE(Decoder):
             channels = leaving
         blocks["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=convolution(channels, 6, 1)))
         self.blocks = nn.Sequential(blocks)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.get_parameter("blocks.output.conv.weight")
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         return self.blocks(map_from_tokens(latents, grid))

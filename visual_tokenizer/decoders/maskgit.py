@@ -15,24 +15,19 @@ from torch.nn import functional as F
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
 from visual_tokenizer.layers.biasless import BiaslessResidualBlock
 from visual_tokenizer.layers.convolution import Upsample, group_norm, map_from_tokens
-from visual_tokenizer.layers.level_shape import LevelShape
+from visual_tokenizer.layers.shape import GroupedLevelShape
 
 
 @dataclass(kw_only=True)
-class MaskGITConfig(LevelShape, DecoderConfig):
+class MaskGITConfig(GroupedLevelShape, DecoderConfig):
     """Fields of the MaskGIT decoder; the defaults are the published ones of 16 × 16 pixels a token."""
-
-    blocks_per_level: int = 2
-    """Residual blocks a level, and in the middle; 1 or more."""
-
-    latent_channels: int = 256
-    """Channels of a latent; 1 or more."""
 
 
 class MaskGIT(Decoder):
     """Blocks in the middle, then levels with nearest-neighbour doubling between."""
 
     Config = MaskGITConfig
+    last_weight = "head.weight"
 
     def __init__(self, config: MaskGITConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
@@ -52,10 +47,6 @@ class MaskGIT(Decoder):
         self.layers = nn.Sequential(*layers)
         self.norm = group_norm(channels, config.groups)
         self.head = nn.Conv2d(channels, 3, 3, padding=1)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.get_parameter("head.weight")
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         hidden = self.layers(self.stem(map_from_tokens(latents, grid)))

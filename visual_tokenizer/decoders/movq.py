@@ -9,15 +9,17 @@ picture only the first frame is computed, which is all that the published code k
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
-from visual_tokenizer.errors import UserError
-from visual_tokenizer.layers.chunk_causal import ChunkCausalConv3d, TemporalResidualBlock
-from visual_tokenizer.layers.convolution import Upsample, unfold_patches
+from visual_tokenizer.layers.causal_convolution import ChunkCausalConv3d, TemporalResidualBlock
+from visual_tokenizer.layers.convolution import unfold_patches, upward_layers
 from visual_tokenizer.layers.shape import CNNShape
 from visual_tokenizer.layers.spatial_norm import (
     ModulatedAttention,
@@ -31,29 +33,18 @@ from visual_tokenizer.layers.spatial_norm import (
 class MoVQConfig(CNNShape, DecoderConfig):
     """Fields of the MoVQ decoder; the defaults are Emu3's. `latent_channels` are those of a code."""
 
-    channels: int = 256
-    """Channels at full resolution; a multiple of `groups`."""
+    channels: Annotated[int, Ge(1)] = 256
+    channel_multipliers: Annotated[list[Annotated[int, Ge(1)]], Len(1)] = field(default_factory=lambda: [1, 2, 2, 4])
+    attention_resolutions: list[Annotated[int, Ge(1)]] = field(default_factory=lambda: [32])
 
-    channel_multipliers: list[int] = field(default_factory=lambda: [1, 2, 2, 4])
-    """Channels of each level as multiples of `channels`, fine to coarse; resolution doubles between levels."""
+    latent_channels: Annotated[int, Ge(1)] = 4
+    """Channels of a code."""
 
-    attention_resolutions: list[int] = field(default_factory=lambda: [32])
-    """Sides of the feature maps, in positions at the nominal picture size, whose levels get self-attention."""
+    time_halvings: Annotated[int, Ge(0)] = 2
+    """How often the number of frames is doubled: a token stands for 2^time_halvings frames."""
 
-    latent_channels: int = 4
-    """Channels of a code; 1 or more."""
-
-    time_halvings: int = 2
-    """How often the number of frames is doubled: a token stands for 2^time_halvings frames; 0 or more."""
-
-    time_blocks: int = 2
-    """Residual blocks over time; 0 or more."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("time_halvings", "time_blocks"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
+    time_blocks: Annotated[int, Ge(0)] = 2
+    """Residual blocks over time."""
 
 
 class MoVQ(Decoder):
@@ -62,6 +53,7 @@ class MoVQ(Decoder):
     Config = MoVQConfig
     latents_are_codes = True
     takes_video = True
+    last_weight = "head.weight"
 
     def __init__(self, config: MoVQConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
@@ -69,30 +61,12 @@ class MoVQ(Decoder):
         self.stem = ChunkCausalConv3d(width, width, (3, 1, 1))
         self.time_blocks = nn.Sequential(*(TemporalResidualBlock(width) for _ in range(config.time_blocks)))
         self.time_convs = nn.ModuleList(ChunkCausalConv3d(width, width, (3, 3, 3)) for _ in range(config.time_halvings))
-        groups, dropout = config.groups, config.dropout
-        channels = config.level_channels[-1]
-        resolution = image_size // max(config.downsampling)
-        self.frame_stem = nn.Conv2d(width, channels, 3, padding=1)
-        layers: list[nn.Module] = [ModulatedResidualBlock(channels, channels, width, groups=groups, dropout=dropout)]
-        if config.middle_attention:
-            layers.append(ModulatedAttention(channels, width, groups=groups))
-        layers.append(ModulatedResidualBlock(channels, channels, width, groups=groups, dropout=dropout))
-        for level, level_channels in reversed(list(enumerate(config.level_channels))):
-            for _ in range(config.blocks_per_level + 1):
-                layers.append(ModulatedResidualBlock(channels, level_channels, width, groups=groups, dropout=dropout))
-                channels = level_channels
-                if resolution in config.attention_resolutions:
-                    layers.append(ModulatedAttention(channels, width, groups=groups))
-            if level > 0:
-                layers.append(Upsample(channels))
-                resolution *= 2
-        self.layers = ModulatedSequential(layers)
-        self.norm = SpatialNorm(channels, width, groups=groups)
-        self.head = nn.Conv2d(channels, 3 * config.patch_area, 3, padding=1)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.get_parameter("head.weight")
+        self.frame_stem = nn.Conv2d(width, config.level_channels[-1], 3, padding=1)
+        block = partial(ModulatedResidualBlock, code_channels=width, groups=config.groups, dropout=config.dropout)
+        attention = partial(ModulatedAttention, code_channels=width, groups=config.groups)
+        self.layers = ModulatedSequential(upward_layers(config, image_size, block, attention))
+        self.norm = SpatialNorm(config.level_channels[0], width, groups=config.groups)
+        self.head = nn.Conv2d(config.level_channels[0], 3 * config.patch_area, 3, padding=1)
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         is_picture = len(grid) == 2

@@ -7,23 +7,28 @@ section 3.1.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
 
 import torch
+from annotated_types import Len
 from einops import rearrange
 from torch import Tensor, nn
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
 from visual_tokenizer.layers.clip import as_asked
-from visual_tokenizer.layers.space_time_transformer import OmniShape, spatial_transformer, temporal_transformer
+from visual_tokenizer.layers.space_time_transformer import (
+    OmniShape,
+    SpatialBlock,
+    spatial_transformer,
+    temporal_transformer,
+)
 
 
 @dataclass(kw_only=True)
 class OmniTokenizerConfig(OmniShape, DecoderConfig):
     """Fields of the OmniTokenizer decoder; the defaults are the published ones."""
 
-    spatial_blocks: list[str] = field(default_factory=lambda: ["full"] * 4)
-    """Transformer blocks over each frame, in this order: full attention or within windows."""
+    spatial_blocks: Annotated[list[SpatialBlock], Len(1)] = field(default_factory=lambda: ["full"] * 4)
 
 
 class OmniTokenizer(Decoder):
@@ -31,6 +36,7 @@ class OmniTokenizer(Decoder):
 
     Config = OmniTokenizerConfig
     takes_video = True
+    last_weight = "first_head.weight"  # pictures and clips have it in common
 
     def __init__(self, config: OmniTokenizerConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
@@ -40,12 +46,6 @@ class OmniTokenizer(Decoder):
         values = 3 * config.patch_size**2
         self.first_head = nn.Linear(config.width, values)
         self.rest_head = nn.Linear(config.width, values * config.temporal_patch_size)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Weight of the first frame's projection, which pictures and clips have in common."""
-        layer: Any = self.first_head
-        return layer.weight
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         sides = (1, *grid) if len(grid) == 2 else grid

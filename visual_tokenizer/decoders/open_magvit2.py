@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
 from visual_tokenizer.layers.biasless import BiaslessResidualBlock
 from visual_tokenizer.layers.convolution import group_norm, map_from_tokens
-from visual_tokenizer.layers.level_shape import LevelShape
+from visual_tokenizer.layers.shape import OpenMAGVIT2Shape
 
-EPSILON = 1e-6
+SMALLEST_VARIANCE = 1e-6
 
 
 @dataclass(kw_only=True)
-class OpenMAGVIT2Config(LevelShape, DecoderConfig):
+class OpenMAGVIT2Config(OpenMAGVIT2Shape, DecoderConfig):
     """Fields of the Open-MAGVIT2 decoder; the defaults are those of 16 × 16 pixels a token and 2^18 codes."""
 
 
@@ -34,13 +34,13 @@ class AdaptiveGroupNorm(nn.Module):
 
     def __init__(self, channels: int, code_channels: int, *, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=EPSILON, affine=False)
+        self.norm = nn.GroupNorm(groups, channels, eps=SMALLEST_VARIANCE, affine=False)
         self.scale = nn.Linear(code_channels, channels)
         self.shift = nn.Linear(code_channels, channels)
 
     def forward(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Normalise (B, C, H, W) by codes (B, N, Z)."""
-        scale = self.scale((codes.var(dim=1) + EPSILON).sqrt())
+        scale = self.scale((codes.var(dim=1) + SMALLEST_VARIANCE).sqrt())
         shift = self.shift(codes.mean(dim=1))
         return scale[..., None, None] * self.norm(hidden) + shift[..., None, None]
 
@@ -61,6 +61,7 @@ class OpenMAGVIT2(Decoder):
 
     Config = OpenMAGVIT2Config
     latents_are_codes = True
+    last_weight = "head.weight"
 
     def __init__(self, config: OpenMAGVIT2Config, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
@@ -82,10 +83,6 @@ class OpenMAGVIT2(Decoder):
             self.levels.append(nn.Sequential(*layers))
         self.norm = group_norm(channels, config.groups)
         self.head = nn.Conv2d(channels, 3, 3, padding=1)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.get_parameter("head.weight")
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         hidden = self.middle(self.stem(map_from_tokens(latents, grid)))

@@ -8,51 +8,34 @@ is finished by another decoder.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.decoders.base import Decoder, DecoderConfig, GridDecoder, GridDecoderConfig
 from visual_tokenizer.layers.attention import ReadingBlock
-from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.transformer import Transformer, learned_positions
 
 
 @dataclass(kw_only=True)
-class PerceiverConfig(DecoderConfig):
+class PerceiverConfig(GridDecoderConfig):
     """Fields of the Perceiver decoder."""
 
-    num_latents: int = 64
-    """Tokens of a picture, as in the encoder; 1 or more."""
+    num_latents: Annotated[int, Ge(1)] = 64
 
-    grid_size: int = 16
-    """Side of the grid of queries, at the nominal picture size; 1 or more."""
-
-    width: int = 512
-    """Channels of latents and queries; a multiple of `heads`."""
-
-    depth: int = 6
-    """Blocks of self-attention among the latents; 1 or more."""
-
-    heads: int = 8
-    """Attention heads; 1 or more."""
-
-    patches: DecoderConfig = field(default_factory=lambda: DecoderConfig.family.config({"type": "patch"}))
-    """The decoder that turns the grid into pixels."""
-
-    def __post_init__(self) -> None:
-        check_attention_shape(self, ("num_latents", "grid_size", "width", "depth", "heads"))
+    depth: Annotated[int, Ge(1)] = 6
+    """Blocks of self-attention among the latents."""
 
 
-class Perceiver(Decoder):
+class Perceiver(GridDecoder):
     """A transformer over the latents, one reading block, another decoder on the grid."""
 
     Config = PerceiverConfig
 
     def __init__(self, config: PerceiverConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
-        self.width = config.width
-        self.grid = (config.grid_size, config.grid_size)
         self.latent_positions = learned_positions(config.num_latents, config.width)
         self.transformer = Transformer(config.width, config.depth, config.heads)
         self.queries = learned_positions(math.prod(self.grid), config.width)
@@ -61,15 +44,8 @@ class Perceiver(Decoder):
         self.patches: Decoder = DecoderConfig.family.build(config.patches, image_size=image_size)
         self.patch_projection = nn.Linear(config.width, self.patches.width)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.patches.last_layer
-
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         processed = self.transformer(latents + self.latent_positions.to(latents.dtype))
         queries = self.queries.to(latents.dtype).expand(latents.shape[0], -1, -1)
         answers = self.norm(self.reading(queries, processed))
         return self.patches(self.patch_projection(answers), self.grid)
-
-    def pixels(self, output: Tensor) -> Tensor:
-        return self.patches.pixels(output)

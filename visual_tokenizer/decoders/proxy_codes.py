@@ -10,8 +10,10 @@ which is trained with the rest. As in the authors' code two layers with tanh bet
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
@@ -23,23 +25,17 @@ from visual_tokenizer.layers.convolution import map_from_tokens, tokens_from_map
 class ProxyCodesConfig(DecoderConfig):
     """Fields of the decoder by proxy; the defaults are TiTok-S's with MaskGIT's VQGAN."""
 
-    width: int = 512
-    """Channels of what enters; 1 or more."""
+    width: Annotated[int, Ge(1)] = 512
+    """Channels of what enters."""
 
-    codebook_size: int = 1024
-    """Codes of the proxy; 2 or more."""
+    codebook_size: Annotated[int, Ge(2)] = 1024
+    """Codes of the proxy."""
 
     proxy: DecoderConfig = field(default_factory=lambda: DecoderConfig.family.config({"type": "cnn"}))
     """The proxy's decoder section."""
 
     trained: bool = False
     """Whether the proxy's codes and decoder learn: no in stage 1, yes in stage 2."""
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UserError(f"width must be 1 or more, got {self.width}")
-        if self.codebook_size < 2:
-            raise UserError(f"codebook_size must be 2 or more, got {self.codebook_size}")
 
 
 class ProxyCodes(Decoder):

@@ -9,51 +9,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.decoders.base import Decoder, DecoderConfig, GridDecoder, GridDecoderConfig
 from visual_tokenizer.layers.attention import QueryBlock
-from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.convolution import map_from_tokens, tokens_from_map
 from visual_tokenizer.layers.transformer import learned_positions
 
 
 @dataclass(kw_only=True)
-class QFormerConfig(DecoderConfig):
+class QFormerConfig(GridDecoderConfig):
     """Fields of the Q-Former decoder; the defaults are GigaTok's base decoder's."""
 
-    num_latents: int = 256
-    """Tokens of a picture, as in the encoder; 1 or more."""
-
-    grid_size: int = 16
-    """Side of the grid of queries, at the nominal picture size; 1 or more."""
-
-    width: int = 768
-    """Channels of queries and tokens; a multiple of `heads`."""
-
-    depth: int = 12
-    """Blocks; 1 or more."""
-
-    heads: int = 12
-    """Attention heads; 1 or more."""
-
+    num_latents: Annotated[int, Ge(1)] = 256
+    width: Annotated[int, Ge(1)] = 768
+    depth: Annotated[int, Ge(1)] = 12
+    heads: Annotated[int, Ge(1)] = 12
     patches: DecoderConfig = field(default_factory=lambda: DecoderConfig.family.config({"type": "cnn"}))
-    """The decoder that turns the grid into pixels."""
-
-    def __post_init__(self) -> None:
-        check_attention_shape(self, ("num_latents", "grid_size", "width", "depth", "heads"))
 
 
-class QFormer(Decoder):
+class QFormer(GridDecoder):
     """The first token on a grid, which reads all tokens block by block; a 3 × 3 convolution; another decoder."""
 
     Config = QFormerConfig
 
     def __init__(self, config: QFormerConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
-        self.width = config.width
-        self.grid = (config.grid_size, config.grid_size)
         self.latents_norm = nn.LayerNorm(config.width)
         self.latent_projection = nn.Linear(config.width, config.width)
         self.latent_positions = learned_positions(config.num_latents, config.width)
@@ -63,10 +47,6 @@ class QFormer(Decoder):
         self.patches: Decoder = DecoderConfig.family.build(config.patches, image_size=image_size)
         self.patch_projection = nn.Conv2d(config.width, self.patches.width, 3, padding=1)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.patches.last_layer
-
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         memory = self.latent_projection(self.latents_norm(latents))
         queries = memory[:, :1].expand(-1, math.prod(self.grid), -1)
@@ -74,6 +54,3 @@ class QFormer(Decoder):
             queries = block(queries, memory, self.query_positions, self.latent_positions)
         features = self.patch_projection(map_from_tokens(self.norm(queries), self.grid))
         return self.patches(tokens_from_map(features), self.grid)
-
-    def pixels(self, output: Tensor) -> Tensor:
-        return self.patches.pixels(output)

@@ -7,7 +7,6 @@ arXiv:2204.03638, section 3.2. Not causal.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +28,7 @@ class TATS(Decoder):
 
     Config = TATSConfig
     takes_video = True
+    last_weight = "head.conv.weight"
 
     def __init__(self, config: TATSConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
@@ -43,12 +43,6 @@ class TATS(Decoder):
             layers += [ReplicateResidualBlock(channels, config.groups) for _ in range(2)]
         self.layers = nn.Sequential(*layers)
         self.head = SameConv3d(channels, 3, 3, padding="replicate")
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Weight of the last convolution."""
-        layer: Any = self.head.conv
-        return layer.weight
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         hidden = F.silu(self.norm(clip_from_tokens(latents, grid)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from visual_tokenizer.decoders.base import Decoder, DecoderConfig
+from visual_tokenizer.decoders.base import Decoder, DecoderConfig, OuterDecoder
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.titok import CLIPTransformer, TiTokShape
 
@@ -32,7 +32,7 @@ class TiTokConfig(TiTokShape, DecoderConfig):
     """What turns the grid into pixels: by way of a proxy's codes as published, or another decoder, in one stage."""
 
 
-class TiTok(Decoder):
+class TiTok(OuterDecoder):
     """Class token, mask tokens and latents in one transformer; the mask tokens become the picture."""
 
     Config = TiTokConfig
@@ -55,16 +55,9 @@ class TiTok(Decoder):
         if self.patches.width != width:
             raise UserError(f"patches must take the width of the transformer, {width}, got {self.patches.width}")
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.patches.last_layer
-
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         batch, positions = latents.shape[0], self.positions.shape[0]
         masks = self.mask_token.expand(batch, positions - 1, -1)
         sequence = torch.cat([self.class_embedding.expand(batch, 1, -1), masks], dim=1) + self.positions
         mixed = self.transformer(torch.cat([sequence, latents + self.latent_positions], dim=1))
         return self.patches(self.norm(mixed[:, 1:positions]), self.grid)
-
-    def pixels(self, output: Tensor) -> Tensor:
-        return self.patches.pixels(output)

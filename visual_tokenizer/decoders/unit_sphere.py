@@ -9,34 +9,32 @@ vectors of any length, and only what is decoded is normalised. The original norm
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.decoders.base import Decoder, DecoderConfig
-from visual_tokenizer.errors import UserError
+from visual_tokenizer.decoders.base import Decoder, DecoderConfig, OuterDecoder
 
 
 @dataclass(kw_only=True)
 class UnitSphereConfig(DecoderConfig):
     """Fields of the decoder of normalised codes."""
 
-    code_channels: int = 8
-    """Channels of a code; 1 or more."""
+    code_channels: Annotated[int, Ge(1)] = 8
+    """Channels of a code."""
 
     decoder: DecoderConfig = field(default_factory=lambda: DecoderConfig.family.config({"type": "cnn"}))
     """What decodes them, after a linear map to its width."""
 
-    def __post_init__(self) -> None:
-        if self.code_channels < 1:
-            raise UserError(f"code_channels must be 1 or more, got {self.code_channels}")
 
-
-class UnitSphere(Decoder):
+class UnitSphere(OuterDecoder):
     """`decoder(W z / ‖z‖ + b)`."""
 
     Config = UnitSphereConfig
     latents_are_codes = True
+    inner_name = "decoder"
 
     def __init__(self, config: UnitSphereConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
@@ -44,12 +42,5 @@ class UnitSphere(Decoder):
         self.decoder: Decoder = DecoderConfig.family.build(config.decoder, image_size=image_size)
         self.projection = nn.Linear(config.code_channels, self.decoder.width)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.decoder.last_layer
-
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         return self.decoder(self.projection(F.normalize(latents, dim=-1)), grid)
-
-    def pixels(self, output: Tensor) -> Tensor:
-        return self.decoder.pixels(output)

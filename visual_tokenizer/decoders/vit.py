@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from visual_tokenizer.decoders.base import Decoder, DecoderConfig
 from visual_tokenizer.layers.convolution import map_from_tokens, unfold_patches
-from visual_tokenizer.layers.positions import sinusoidal_positions
-from visual_tokenizer.layers.transformer import Transformer
-from visual_tokenizer.layers.vit_shape import ViTShape
+from visual_tokenizer.layers.shape import ViTShape
+from visual_tokenizer.layers.transformer import Transformer, sinusoidal_positions
 
 
 @dataclass(kw_only=True)
@@ -27,6 +26,7 @@ class ViT(Decoder):
     """Positions, transformer, tanh feed-forward, patches."""
 
     Config = ViTConfig
+    last_weight = "head.2.weight"
 
     def __init__(self, config: ViTConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
@@ -34,10 +34,6 @@ class ViT(Decoder):
         self.transformer = Transformer(config.width, config.depth, config.heads)
         last = nn.Linear(4 * config.width, config.patch_channels)
         self.head = nn.Sequential(nn.Linear(config.width, 4 * config.width), nn.Tanh(), last)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.get_parameter("head.2.weight")
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         positions = sinusoidal_positions(grid[0], grid[1], self.width, latents.device)

@@ -7,7 +7,6 @@ appendix A.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,9 +40,7 @@ class VQVAE3D(Decoder):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """Weight of the last transposed convolution."""
-        layer: Any = self.doublings[-1].conv
-        return layer.weight
+        return self.get_parameter(f"doublings.{len(self.doublings) - 1}.conv.weight")
 
     def forward(self, latents: Tensor, grid: tuple[int, ...]) -> Tensor:
         hidden = self.stack(clip_from_tokens(latents, grid))

@@ -7,9 +7,12 @@ weights are not saved with the tokenizer: whoever loads it needs them too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.backbones.base import (
@@ -20,7 +23,6 @@ from visual_tokenizer.backbones.base import (
     resize_shorter_side,
 )
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import tokens_from_map
 
 
@@ -28,23 +30,19 @@ from visual_tokenizer.layers.convolution import tokens_from_map
 class BackboneEncoderConfig(EncoderConfig):
     """Fields of the frozen network."""
 
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
     network: str = "efficientnet_lite0"
     """A file of `visual_tokenizer/backbones`."""
 
-    network_weights: str | None = None
+    weights: str | None = None
     """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
 
-    level: int = 3
+    level: Annotated[int, Ge(0)] = 3
     """Level of the network whose features are the latents, 0 the finest."""
 
-    size: int | None = None
+    size: Annotated[int, Ge(1)] | None = None
     """Pixels of the shorter side that the network sees; null: pictures as they are."""
-
-    def __post_init__(self) -> None:
-        if self.level < 0:
-            raise UserError(f"level must be 0 or more, got {self.level}")
-        if self.size is not None and self.size < 1:
-            raise UserError(f"size must be 1 or more, or null, got {self.size}")
 
 
 class BackboneEncoder(NetworkHolder, Encoder):
@@ -55,7 +53,7 @@ class BackboneEncoder(NetworkHolder, Encoder):
     def __init__(self, config: BackboneEncoderConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
         with torch.device("cpu"):  # a tokenizer is built without storage before its own weights are read
-            network = load_backbone(config.network, config.network_weights)
+            network = load_backbone(config.network, config.weights)
         require_pictures(network)
         check_layers([config.level], network)
         self.hold(network)

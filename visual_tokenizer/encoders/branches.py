@@ -9,9 +9,10 @@ authors' network the branches are one pretrained transformer with two sets of qu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Len
 from torch import Tensor, nn
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
@@ -26,23 +27,19 @@ def _two_latent_queries() -> list[EncoderConfig]:
 class BranchesConfig(EncoderConfig):
     """Fields of the branches."""
 
-    branches: list[EncoderConfig] = field(default_factory=_two_latent_queries)
-    """Encoders that give equal token grids, in the order of the channels; one or more."""
+    branches: Annotated[list[EncoderConfig], Len(1)] = field(default_factory=_two_latent_queries)
+    """Encoders that give equal token grids, in the order of the channels."""
 
-    branch_dim: int = 32
-    """Channels that each branch gives; 1 or more. The quantizer's code_dim is the sum over the branches."""
+    branch_dim: Annotated[int, Ge(1)] = 32
+    """Channels that each branch gives. The quantizer's code_dim is the sum over the branches."""
 
-    branch_dims: list[int] | None = None
-    """Channels of each branch in turn, in place of `branch_dim`, each 1 or more; null: all give `branch_dim`."""
+    branch_dims: list[Annotated[int, Ge(1)]] | None = None
+    """Channels of each branch in turn, in place of `branch_dim`; null: all give `branch_dim`."""
 
     def __post_init__(self) -> None:
-        if not self.branches:
-            raise UserError("branches must hold one encoder or more")
-        if self.branch_dim < 1:
-            raise UserError(f"branch_dim must be 1 or more, got {self.branch_dim}")
-        dims = self.branch_dims
-        if dims is not None and (len(dims) != len(self.branches) or min(dims) < 1):
-            raise UserError(f"branch_dims must be {len(self.branches)} numbers of 1 or more, or null, got {dims}")
+        super().__post_init__()
+        if self.branch_dims is not None and len(self.branch_dims) != len(self.branches):
+            raise UserError(f"branch_dims must be {len(self.branches)} numbers, or null, got {self.branch_dims}")
 
     @property
     def channels(self) -> list[int]:

@@ -15,10 +15,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, causal_grid
 from visual_tokenizer.layers.causal_convolution import CausalConv3d, CausalResidualBlock, FrameGroupNorm
-from visual_tokenizer.layers.causal_shape import CausalShape
-from visual_tokenizer.layers.clip import as_clip, causal_frames_problem, spatial_problem, tokens_from_clip
+from visual_tokenizer.layers.clip import as_clip, tokens_from_clip
+from visual_tokenizer.layers.shape import CausalShape
 
 
 @dataclass(kw_only=True)
@@ -54,12 +54,7 @@ class CausalCNN(Encoder):
         self.head = nn.Conv3d(channels, config.latent_channels, 1)
 
     def token_grid(self, height: int, width: int, frames: int = 0) -> tuple[int, ...]:
-        time, down, across = self.config.downsampling
-        problem = spatial_problem(height, width, (down, across)) or causal_frames_problem(max(1, frames), time)
-        if problem:
-            raise ResolutionError(problem)
-        grid = (height // down, width // across)
-        return (1 + (frames - 1) // time, *grid) if frames else grid
+        return causal_grid(height, width, frames, self.config.strides)
 
     def forward(self, pixels: Tensor) -> Tensor:
         height, width = self.config.patch_size

@@ -6,17 +6,19 @@ Paper: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 20
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, picture_grid
 from visual_tokenizer.layers.convolution import (
     Downsample,
     ResidualBlock,
     SpatialAttention,
     fold_patches,
     group_norm,
+    middle_layers,
     tokens_from_map,
 )
 from visual_tokenizer.layers.shape import CNNShape
@@ -34,37 +36,28 @@ class CNN(Encoder):
 
     def __init__(self, config: CNNConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
-        self.downsampling = config.downsampling
         self.width = config.latent_channels
-        groups = config.groups
+        block = partial(ResidualBlock, groups=config.groups, dropout=config.dropout)
+        attention = partial(SpatialAttention, groups=config.groups)
         channels = config.level_channels[0]
         resolution = image_size // max(config.patch_size)
         self.stem = nn.Conv2d(3 * config.patch_area, channels, 3, padding=1)
         layers: list[nn.Module] = []
         for level, level_channels in enumerate(config.level_channels):
             for _ in range(config.blocks_per_level):
-                layers.append(ResidualBlock(channels, level_channels, groups=groups, dropout=config.dropout))
+                layers.append(block(channels, level_channels))
                 channels = level_channels
                 if resolution in config.attention_resolutions:
-                    layers.append(SpatialAttention(channels, groups=groups))
+                    layers.append(attention(channels))
             if level < len(config.level_channels) - 1:
                 layers.append(Downsample(channels))
                 resolution //= 2
-        layers.append(ResidualBlock(channels, channels, groups=groups, dropout=config.dropout))
-        if config.middle_attention:
-            layers.append(SpatialAttention(channels, groups=groups))
-        layers.append(ResidualBlock(channels, channels, groups=groups, dropout=config.dropout))
-        self.layers = nn.Sequential(*layers)
-        self.norm = group_norm(channels, groups)
+        self.layers = nn.Sequential(*layers, *middle_layers(config, block, attention))
+        self.norm = group_norm(channels, config.groups)
         self.head = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
 
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
-        down, across = self.downsampling
-        if height < down or width < across or height % down or width % across:
-            raise ResolutionError(
-                f"height must be a multiple of {down} and width of {across} (the downsampling), got {height} × {width}"
-            )
-        return height // down, width // across
+        return picture_grid(height, width, self.config.sides)
 
     def forward(self, pixels: Tensor) -> Tensor:
         hidden = self.stem(fold_patches(pixels, self.config.patch_size))

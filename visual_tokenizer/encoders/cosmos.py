@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, causal_grid
 from visual_tokenizer.layers.causal_convolution import FrameGroupNorm
-from visual_tokenizer.layers.clip import as_clip, causal_frames_problem, spatial_problem, tokens_from_clip
+from visual_tokenizer.layers.clip import as_clip, tokens_from_clip
 from visual_tokenizer.layers.factorized import (
     CosmosShape,
     FactorizedAttention,
@@ -63,12 +63,7 @@ class Cosmos(Encoder):
         self.head = factorized_convolution(channels, config.latent_channels)
 
     def token_grid(self, height: int, width: int, frames: int = 0) -> tuple[int, ...]:
-        time, space = self.config.downsampling
-        problem = spatial_problem(height, width, (space, space)) or causal_frames_problem(max(1, frames), time)
-        if problem:
-            raise ResolutionError(problem)
-        grid = (height // space, width // space)
-        return (1 + (frames - 1) // time, *grid) if frames else grid
+        return causal_grid(height, width, frames, self.config.strides)
 
     def forward(self, pixels: Tensor) -> Tensor:
         hidden = self.layers(self.stem(causal_patches(as_clip(pixels), self.config.wavelet_levels)))

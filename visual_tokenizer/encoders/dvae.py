@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, picture_grid
 from visual_tokenizer.layers.convolution import tokens_from_map
 from visual_tokenizer.layers.dvae import DOWNSAMPLING, GROUPS, DVAEShape, convolution, group
 from visual_tokenizer.layers.logit_laplace import to_support
@@ -43,12 +43,7 @@ class DVAE(Encoder):
         self.blocks = nn.Sequential(blocks)
 
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
-        side = DOWNSAMPLING
-        if height < side or width < side or height % side or width % side:
-            raise ResolutionError(
-                f"height and width must be multiples of {side} (the downsampling), got {height} × {width}"
-            )
-        return height // side, width // side
+        return picture_grid(height, width, (DOWNSAMPLING, DOWNSAMPLING))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return tokens_from_map(self.blocks(to_support(pixels)))

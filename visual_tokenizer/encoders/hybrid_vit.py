@@ -8,34 +8,27 @@ patches of one pixel. With `patches: backbone` a frozen network lends what few p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig
-from visual_tokenizer.errors import UserError
-from visual_tokenizer.layers.attention_shape import check_attention_shape
-from visual_tokenizer.layers.positions import sinusoidal_positions
-from visual_tokenizer.layers.transformer import Transformer
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, rows_and_columns
+from visual_tokenizer.layers.shape import TransformerShape
+from visual_tokenizer.layers.transformer import Transformer, sinusoidal_positions
 
 
 @dataclass(kw_only=True)
-class HybridViTConfig(EncoderConfig):
+class HybridViTConfig(TransformerShape, EncoderConfig):
     """Fields of the hybrid; the defaults are a small transformer on a convolutional network."""
 
-    width: int = 256
-    """Channels of the transformer; a multiple of `heads` and of 4 (two sines and two cosines)."""
+    width: Annotated[int, Ge(1), MultipleOf(4)] = 256
+    """Channels of the transformer; a multiple of `heads`, and of 4: two sines and two cosines."""
 
-    depth: int = 4
-    """Transformer blocks; 1 or more."""
-
-    heads: int = 8
-    """Attention heads; 1 or more."""
+    depth: Annotated[int, Ge(1)] = 4
 
     patches: EncoderConfig = field(default_factory=lambda: EncoderConfig.family.config({"type": "cnn"}))
     """The encoder whose latents are embedded; it gives rows and columns."""
-
-    def __post_init__(self) -> None:
-        check_attention_shape(self, ("width", "depth", "heads"), has_sines=True)
 
 
 class HybridViT(Encoder):
@@ -47,9 +40,7 @@ class HybridViT(Encoder):
         super().__init__(config, image_size=image_size)
         self.width = config.width
         self.patches: Encoder = EncoderConfig.family.build(config.patches, image_size=image_size)
-        grid = self.patches.token_grid(image_size, image_size)
-        if len(grid) != 2:
-            raise UserError(f"patches must be an encoder of rows and columns, got a token grid of {grid}")
+        rows_and_columns(self.patches, image_size)
         self.embedding = nn.Linear(self.patches.width, config.width)
         self.transformer = Transformer(config.width, config.depth, config.heads)
 

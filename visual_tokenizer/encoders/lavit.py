@@ -14,42 +14,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt, MultipleOf
 from torch import Tensor, nn
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
-from visual_tokenizer.errors import UserError
-from visual_tokenizer.layers.attention_shape import check_attention_shape
-from visual_tokenizer.layers.positions import sinusoidal_positions
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, rows_and_columns
+from visual_tokenizer.layers.shape import TransformerShape
 from visual_tokenizer.layers.token_merger import TokenMerger
 from visual_tokenizer.layers.token_selector import TokenSelector, pack
+from visual_tokenizer.layers.transformer import sinusoidal_positions
 from visual_tokenizer.outputs import Selection
 
 
 @dataclass(kw_only=True)
-class LaVITConfig(EncoderConfig):
+class LaVITConfig(TransformerShape, EncoderConfig):
     """Fields of LaVIT's encoder; the defaults are the paper's."""
 
-    width: int = 1408
-    """Channels of selector and merger; a multiple of `heads` and of 4."""
+    width: Annotated[int, Ge(1), MultipleOf(4)] = 1408
+    """Channels of selector and merger; a multiple of `heads`, and of 4: two sines and two cosines."""
 
-    depth: int = 12
-    """Blocks of the merger; 1 or more."""
+    depth: Annotated[int, Ge(1)] = 12
+    """Blocks of the merger."""
 
-    heads: int = 16
-    """Attention heads; 1 or more."""
+    heads: Annotated[int, Ge(1)] = 16
 
-    temperature: float = 1.0
-    """τ of the Gumbel-softmax by which the selector learns; above 0."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """τ of the Gumbel-softmax by which the selector learns."""
 
     patches: EncoderConfig = field(default_factory=lambda: EncoderConfig.family.config({"type": "vit"}))
     """The encoder whose latents are the features."""
-
-    def __post_init__(self) -> None:
-        check_attention_shape(self, ("width", "depth", "heads"), has_sines=True)
-        if not self.temperature > 0:
-            raise UserError(f"temperature must be above 0, got {self.temperature}")
 
 
 class LaVIT(Encoder):
@@ -62,21 +56,14 @@ class LaVIT(Encoder):
         super().__init__(config, image_size=image_size)
         self.width = config.width
         self.patches: Encoder = EncoderConfig.family.build(config.patches, image_size=image_size)
-        grid = self.patches.token_grid(image_size, image_size)
-        if len(grid) != 2:
-            raise UserError(f"patches must be an encoder of rows and columns, got a token grid of {grid}")
-        self.grid = (grid[0], grid[1])
+        self.grid = rows_and_columns(self.patches, image_size)
         self.patch_projection = nn.Linear(self.patches.width, config.width)
         self.selector = TokenSelector(config.width, config.temperature)
         self.merger = TokenMerger(config.width, config.depth, config.heads)
         self.head = nn.Sequential(nn.Linear(config.width, config.width), nn.Tanh())
 
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
-        if (height, width) != (self.image_size, self.image_size):
-            raise ResolutionError(
-                f"this encoder takes {self.image_size} × {self.image_size} pixels only (its position embeddings are "
-                f"for that size), got {height} × {width}"
-            )
+        self.require_nominal_size(height, width)
         return (math.prod(self.grid),)
 
     def decide(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,14 @@ Quantized Vectors for High-Fidelity Image Generation (Zheng et al., 2022), arXiv
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
-from visual_tokenizer.errors import UserError
-from visual_tokenizer.layers.chunk_causal import ChunkCausalConv3d, TemporalResidualBlock
+from visual_tokenizer.layers.causal_convolution import ChunkCausalConv3d, TemporalResidualBlock
 from visual_tokenizer.layers.convolution import map_from_tokens
 
 
@@ -32,16 +33,11 @@ class MoVQConfig(EncoderConfig):
     frames: EncoderConfig = field(default_factory=_published_frames)
     """The encoder of single frames; its latents have the channels of a code."""
 
-    time_halvings: int = 2
-    """How often the number of frames is halved: a token stands for 2^time_halvings frames; 0 or more."""
+    time_halvings: Annotated[int, Ge(0)] = 2
+    """How often the number of frames is halved: a token stands for 2^time_halvings frames."""
 
-    time_blocks: int = 2
-    """Residual blocks over time; 0 or more."""
-
-    def __post_init__(self) -> None:
-        for name in ("time_halvings", "time_blocks"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
+    time_blocks: Annotated[int, Ge(0)] = 2
+    """Residual blocks over time."""
 
 
 class MoVQ(Encoder):

@@ -16,8 +16,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
-from visual_tokenizer.layers.clip import as_clip, causal_frames_problem, spatial_problem
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, causal_grid, picture_grid
+from visual_tokenizer.layers.clip import as_clip
 from visual_tokenizer.layers.space_time_transformer import OmniShape, spatial_transformer, temporal_transformer
 
 
@@ -46,14 +46,10 @@ class OmniTokenizer(Encoder):
         self.time = temporal_transformer(config)
 
     def token_grid(self, height: int, width: int, frames: int = 0) -> tuple[int, ...]:
-        config = self.config
-        side = config.patch_size * (config.window_size if "window" in config.spatial_blocks else 1)
-        problem = spatial_problem(height, width, (side, side))
-        problem = problem or causal_frames_problem(max(1, frames), config.temporal_patch_size)
-        if problem:
-            raise ResolutionError(problem)
-        grid = (height // config.patch_size, width // config.patch_size)
-        return (1 + (frames - 1) // config.temporal_patch_size, *grid) if frames else grid
+        config, side = self.config, self.config.patch_size
+        if "window" in config.spatial_blocks:
+            picture_grid(height, width, (side * config.window_size, side * config.window_size))
+        return causal_grid(height, width, frames, (config.temporal_patch_size, side, side))
 
     def forward(self, pixels: Tensor) -> Tensor:
         clip, side = as_clip(pixels), self.config.patch_size

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, picture_grid
 from visual_tokenizer.layers.biasless import BiaslessResidualBlock
 from visual_tokenizer.layers.convolution import group_norm, tokens_from_map
-from visual_tokenizer.layers.level_shape import LevelShape
+from visual_tokenizer.layers.shape import OpenMAGVIT2Shape
 
 
 @dataclass(kw_only=True)
-class OpenMAGVIT2Config(LevelShape, EncoderConfig):
+class OpenMAGVIT2Config(OpenMAGVIT2Shape, EncoderConfig):
     """Fields of the Open-MAGVIT2 encoder; the defaults are those of 16 × 16 pixels a token and 2^18 codes."""
 
 
@@ -31,7 +31,6 @@ class OpenMAGVIT2(Encoder):
     def __init__(self, config: OpenMAGVIT2Config, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
         self.width = config.latent_channels
-        self.downsampling = config.downsampling
         channels = config.level_channels[0]
         self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         layers: list[nn.Module] = []
@@ -49,12 +48,8 @@ class OpenMAGVIT2(Encoder):
         self.head = nn.Conv2d(channels, config.latent_channels, 1)
 
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
-        side = self.downsampling
-        if height < side or width < side or height % side or width % side:
-            raise ResolutionError(
-                f"height and width must be multiples of {side} (the downsampling), got {height} × {width}"
-            )
-        return height // side, width // side
+        side = self.config.level_side
+        return picture_grid(height, width, (side, side))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return tokens_from_map(self.head(F.silu(self.norm(self.layers(self.stem(pixels))))))

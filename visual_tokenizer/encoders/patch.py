@@ -6,11 +6,12 @@ Paper: An Image is Worth 16x16 Words (Dosovitskiy et al., 2021), arXiv:2010.1192
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
-from visual_tokenizer.errors import UserError
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, picture_grid
 from visual_tokenizer.layers.convolution import tokens_from_map
 
 
@@ -18,16 +19,11 @@ from visual_tokenizer.layers.convolution import tokens_from_map
 class PatchConfig(EncoderConfig):
     """Fields of the patch embedding."""
 
-    patch_size: int = 16
-    """Side of a patch in pixels; 1 or more."""
+    patch_size: Annotated[int, Ge(1)] = 16
+    """Side of a patch in pixels."""
 
-    width: int = 512
-    """Channels of a latent; 1 or more."""
-
-    def __post_init__(self) -> None:
-        for name in ("patch_size", "width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
+    width: Annotated[int, Ge(1)] = 512
+    """Channels of a latent."""
 
 
 class Patch(Encoder):
@@ -42,11 +38,7 @@ class Patch(Encoder):
 
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
         side = self.config.patch_size
-        if height < side or width < side or height % side or width % side:
-            raise ResolutionError(
-                f"height and width must be multiples of {side} (the patch size), got {height} × {width}"
-            )
-        return height // side, width // side
+        return picture_grid(height, width, (side, side))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return tokens_from_map(self.embedding(pixels))

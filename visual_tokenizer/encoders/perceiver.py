@@ -8,62 +8,38 @@ Positions of the features are learned ones, added once before the first block.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import QueryEncoder, QueryEncoderConfig
 from visual_tokenizer.layers.attention import ResamplerBlock
-from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.transformer import learned_positions
 
 
 @dataclass(kw_only=True)
-class PerceiverConfig(EncoderConfig):
+class PerceiverConfig(QueryEncoderConfig):
     """Fields of the Perceiver resampler."""
 
-    num_latents: int = 64
-    """Tokens of a picture; 1 or more."""
-
-    width: int = 512
-    """Channels of latents and features; a multiple of `heads`."""
-
-    depth: int = 6
-    """Blocks of cross-attention and feed-forward; 1 or more."""
-
-    heads: int = 8
-    """Attention heads; 1 or more."""
-
-    patches: EncoderConfig = field(default_factory=lambda: EncoderConfig.family.config({"type": "patch"}))
-    """The encoder whose latents are the features."""
-
-    def __post_init__(self) -> None:
-        check_attention_shape(self, ("num_latents", "width", "depth", "heads"))
+    num_latents: Annotated[int, Ge(1)] = 64
+    depth: Annotated[int, Ge(1)] = 6
 
 
-class Perceiver(Encoder):
+class Perceiver(QueryEncoder):
     """Learned latents, which read the features block by block."""
 
     Config = PerceiverConfig
 
     def __init__(self, config: PerceiverConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
-        self.width = config.width
-        self.patches = EncoderConfig.family.build(config.patches, image_size=image_size)
-        height, width = self.patches.token_grid(image_size, image_size)
         self.patch_projection = nn.Linear(self.patches.width, config.width)
-        self.patch_positions = learned_positions(height * width, config.width)
+        self.patch_positions = learned_positions(math.prod(self.patch_grid), config.width)
         self.queries = learned_positions(config.num_latents, config.width)
         self.blocks = nn.ModuleList(ResamplerBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
-
-    def token_grid(self, height: int, width: int) -> tuple[int, ...]:
-        if (height, width) != (self.image_size, self.image_size):
-            raise ResolutionError(
-                f"this encoder takes {self.image_size} × {self.image_size} pixels only (its position embeddings are "
-                f"for that size), got {height} × {width}"
-            )
-        return (self.config.num_latents,)
 
     def forward(self, pixels: Tensor) -> Tensor:
         features = self.patch_projection(self.patches(pixels))

@@ -10,42 +10,35 @@ feed-forward.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import EncoderConfig, QueryEncoder, QueryEncoderConfig, rows_and_columns
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.attention import QueryBlock
-from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.convolution import map_from_tokens, tokens_from_map
 from visual_tokenizer.layers.transformer import learned_positions
 
 
 @dataclass(kw_only=True)
-class QFormerConfig(EncoderConfig):
+class QFormerConfig(QueryEncoderConfig):
     """Fields of the Q-Former encoder; the defaults are GigaTok's small encoder's."""
 
-    num_latents: int = 256
-    """Tokens of a picture; a power of two, 2 or more, whose blocks divide the grid of features."""
+    num_latents: Annotated[int, Ge(2)] = 256
+    """Tokens of a picture; a power of two, whose blocks divide the grid of features."""
 
-    width: int = 512
-    """Channels of queries and features; a multiple of `heads`."""
-
-    depth: int = 6
-    """Blocks; 1 or more."""
-
-    heads: int = 8
-    """Attention heads; 1 or more."""
+    depth: Annotated[int, Ge(1)] = 6
 
     patches: EncoderConfig = field(default_factory=lambda: EncoderConfig.family.config({"type": "cnn"}))
-    """The encoder whose latents are the features."""
 
     def __post_init__(self) -> None:
-        check_attention_shape(self, ("width", "depth", "heads"))
-        if self.num_latents < 2 or self.num_latents & (self.num_latents - 1):
-            raise UserError(f"num_latents must be a power of two, 2 or more, got {self.num_latents}")
+        super().__post_init__()
+        if self.num_latents & (self.num_latents - 1):
+            raise UserError(f"num_latents must be a power of two, got {self.num_latents}")
 
     @property
     def levels(self) -> list[tuple[int, int]]:
@@ -54,17 +47,14 @@ class QFormerConfig(EncoderConfig):
         return [(1, 1), *((2 ** (number // 2), 2 ** ((number + 1) // 2)) for number in doublings)]
 
 
-class QFormer(Encoder):
+class QFormer(QueryEncoder):
     """Averages at many levels as queries, which read the features block by block."""
 
     Config = QFormerConfig
 
     def __init__(self, config: QFormerConfig, *, image_size: int) -> None:
         super().__init__(config, image_size=image_size)
-        self.width = config.width
-        self.patches = EncoderConfig.family.build(config.patches, image_size=image_size)
-        height, width = self.patches.token_grid(image_size, image_size)
-        self.grid = (height, width)
+        height, width = self.grid = rows_and_columns(self.patches, image_size)
         rows, columns = config.levels[-1]
         if height % rows or width % columns:
             raise UserError(
@@ -78,14 +68,6 @@ class QFormer(Encoder):
         self.query_positions = learned_positions(config.num_latents, config.width)
         self.blocks = nn.ModuleList(QueryBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
-
-    def token_grid(self, height: int, width: int) -> tuple[int, ...]:
-        if (height, width) != (self.image_size, self.image_size):
-            raise ResolutionError(
-                f"this encoder takes {self.image_size} × {self.image_size} pixels only (its position embeddings are "
-                f"for that size), got {height} × {width}"
-            )
-        return (self.config.num_latents,)
 
     def averages(self, features: Tensor) -> Tensor:
         """Return the means over each level's blocks, row by row: (B, h·w, C) → (B, num_latents, C)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import tokens_from_map
 from visual_tokenizer.layers.titok import CLIPTransformer, TiTokShape
@@ -49,11 +49,7 @@ class TiTok(Encoder):
         self.norm = nn.LayerNorm(width)
 
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
-        if (height, width) != (self.image_size, self.image_size):
-            raise ResolutionError(
-                f"this encoder takes {self.image_size} × {self.image_size} pixels only (its position embeddings are "
-                f"for that size), got {height} × {width}"
-            )
+        self.require_nominal_size(height, width)
         return (self.config.num_latents,)
 
     def forward(self, pixels: Tensor) -> Tensor:

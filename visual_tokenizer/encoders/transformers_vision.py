@@ -11,16 +11,17 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt, Interval
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from visual_tokenizer.backbones.base import load_backbone, standardise
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.runs.files import require_folder
 
@@ -39,16 +40,17 @@ class TransformersVisionConfig(EncoderConfig):
     architecture: dict[str, Any] = field(default_factory=dict)
     """The model's config; empty: read from `weights`."""
 
-    mean: list[float] = field(default_factory=list)
-    """Mean of a picture's channels, each in [0, 1], that is subtracted; empty: read from `weights`."""
+    mean: list[Annotated[float, Interval(ge=0, le=1)]] = field(default_factory=list)
+    """Mean of a picture's channels that is subtracted; empty: read from `weights`."""
 
-    std: list[float] = field(default_factory=list)
-    """Standard deviation that channels are divided by, each above 0; empty: read from `weights`."""
+    std: list[Annotated[float, Gt(0)]] = field(default_factory=list)
+    """Standard deviation that channels are divided by; empty: read from `weights`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.architecture:
-            if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
-                raise UserError(f"mean and std must be three numbers, std above 0, got {self.mean} and {self.std}")
+            if len(self.mean) != 3 or len(self.std) != 3:
+                raise UserError(f"mean and std must be three numbers, got {self.mean} and {self.std}")
             return
         if self.weights is None:
             raise UserError("weights must name a folder or a model of the hub where architecture is empty, got null")
@@ -112,11 +114,7 @@ class TransformersVision(Encoder):
             self.model.load_state_dict(network.model.state_dict())
 
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
-        if (height, width) != (self.image_size, self.image_size):
-            raise ResolutionError(
-                f"this encoder takes {self.image_size} × {self.image_size} pixels only (its position embeddings are "
-                f"for one size), got {height} × {width}"
-            )
+        self.require_nominal_size(height, width)
         return self.grid
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, picture_grid
 from visual_tokenizer.layers.convolution import fold_patches, tokens_from_map
-from visual_tokenizer.layers.positions import sinusoidal_positions
-from visual_tokenizer.layers.transformer import Transformer
-from visual_tokenizer.layers.vit_shape import ViTShape
+from visual_tokenizer.layers.shape import ViTShape
+from visual_tokenizer.layers.transformer import Transformer, sinusoidal_positions
 
 
 @dataclass(kw_only=True)
@@ -39,12 +38,7 @@ class ViT(Encoder):
         )
 
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
-        down, across = self.config.patch_size
-        if height < down or width < across or height % down or width % across:
-            raise ResolutionError(
-                f"height must be a multiple of {down} and width of {across} (the patch size), got {height} × {width}"
-            )
-        return height // down, width // across
+        return picture_grid(height, width, self.config.patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = fold_patches(pixels, self.config.patch_size)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, picture_grid
 from visual_tokenizer.layers.convolution import tokens_from_map
 from visual_tokenizer.layers.vqvae import ResidualStack, VQVAEShape
 
@@ -40,11 +40,7 @@ class VQVAE(Encoder):
 
     def token_grid(self, height: int, width: int) -> tuple[int, ...]:
         side = 2**self.config.halvings
-        if height < side or width < side or height % side or width % side:
-            raise ResolutionError(
-                f"height and width must be multiples of {side} (the downsampling), got {height} × {width}"
-            )
-        return height // side, width // side
+        return picture_grid(height, width, (side, side))
 
     def forward(self, pixels: Tensor) -> Tensor:
         hidden = pixels

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.encoders.base import Encoder, EncoderConfig, ResolutionError
+from visual_tokenizer.encoders.base import Encoder, EncoderConfig, even_grid
 from visual_tokenizer.layers.axial_attention import AxialShape, axial_stack
-from visual_tokenizer.layers.clip import as_clip, even_frames_problem, spatial_problem, tokens_from_clip
+from visual_tokenizer.layers.clip import as_clip, tokens_from_clip
 from visual_tokenizer.layers.same_convolution import SameConv3d, strides_of
 
 
@@ -43,14 +43,7 @@ class VQVAE3D(Encoder):
         self.stack = axial_stack(config)
 
     def token_grid(self, height: int, width: int, frames: int = 0) -> tuple[int, ...]:
-        time, down, across = self.config.downsampling
-        problem = spatial_problem(height, width, (down, across))
-        if not problem and (frames or time > 1):
-            problem = even_frames_problem(frames, time)
-        if problem:
-            raise ResolutionError(problem)
-        grid = (height // down, width // across)
-        return (frames // time, *grid) if frames else grid
+        return even_grid(height, width, frames, self.config.downsampling)
 
     def forward(self, pixels: Tensor) -> Tensor:
         hidden = as_clip(pixels)

@@ -8,6 +8,8 @@ appendix A.3 (queries with self- and cross-attention, positions added to queries
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,15 +30,14 @@ class CrossAttention(nn.Module):
         self.value = nn.Linear(width, width)
         self.projection = nn.Linear(width, width)
 
-    def _heads(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+    def heads_of(self, *inputs: Tensor) -> list[Tensor]:
+        """Return queries, keys and values (B, heads, N, C / heads) of three times (B, N, C)."""
+        maps = (self.query, self.key, self.value)
+        parts = [linear(tokens) for linear, tokens in zip(maps, inputs, strict=True)]
+        return [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts]
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, present: Tensor | None = None) -> Tensor:
-        query, key, value = (
-            self._heads(self.query(queries)),
-            self._heads(self.key(keys)),
-            self._heads(self.value(values)),
-        )
+        query, key, value = self.heads_of(queries, keys, values)
         mask = None if present is None else present[:, None, None]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.projection(mixed.transpose(1, 2).flatten(2))
@@ -88,19 +89,26 @@ class ReadingBlock(nn.Module):
         return queries + self.feed_forward(queries)
 
 
-class QueryBlock(nn.Module):
-    """Queries (B, M, C) attend to themselves, then to memory (B, N, C); then a feed-forward.
+class TwoAttentionBlock(nn.Module):
+    """Self-attention, cross-attention and a feed-forward, pre-norm; a subclass says who attends to what."""
 
-    Positions are added to queries and keys of every block, never to values.
-    """
+    self_attention_type: ClassVar[type[nn.Module]] = CrossAttention
+    cross_attention_type: ClassVar[type[nn.Module]] = CrossAttention
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.self_norm = nn.LayerNorm(width)
-        self.self_attention = CrossAttention(width, heads)
+        self.self_attention = self.self_attention_type(width, heads)
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = CrossAttention(width, heads)
+        self.cross_attention = self.cross_attention_type(width, heads)
         self.feed_forward = FeedForward(width)
+
+
+class QueryBlock(TwoAttentionBlock):
+    """Queries (B, M, C) attend to themselves, then to memory (B, N, C); then a feed-forward.
+
+    Positions are added to queries and keys of every block, never to values.
+    """
 
     def forward(self, queries: Tensor, memory: Tensor, query_positions: Tensor, memory_positions: Tensor) -> Tensor:
         own = self.self_norm(queries)

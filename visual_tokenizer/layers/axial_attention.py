@@ -6,38 +6,33 @@ using VQ-VAE and Transformers (Yan et al., 2021), arXiv:2104.10157, section 3.1 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.errors import UserError
-from visual_tokenizer.layers.same_convolution import SameConv3d, check_downsampling
+from visual_tokenizer.layers.same_convolution import SameConv3d, StridedClipShape
+from visual_tokenizer.layers.shape import check_heads
 
 
 @dataclass(kw_only=True)
-class AxialShape:
+class AxialShape(StridedClipShape):
     """Widths and depths of VideoGPT's VQ-VAE."""
 
-    width: int = 240
-    """Channels throughout; even, a multiple of `heads`."""
+    width: Annotated[int, Ge(1), MultipleOf(2)] = 240
+    """Channels throughout; a multiple of `heads`."""
 
-    blocks: int = 4
-    """Attention residual blocks at the coarsest level; 1 or more."""
+    blocks: Annotated[int, Ge(1)] = 4
+    """Attention residual blocks at the coarsest level."""
 
-    heads: int = 2
-    """Attention heads; 1 or more."""
-
-    downsampling: list[int] = field(default_factory=lambda: [4, 4, 4])
-    """Frames, height and width in pixels that one token stands for; powers of two."""
+    heads: Annotated[int, Ge(1)] = 2
+    """Attention heads."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "blocks", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.width % 2 or self.width % self.heads:
-            raise UserError(f"width must be even and a multiple of heads ({self.heads}), got {self.width}")
-        check_downsampling(self.downsampling)
+        super().__post_init__()
+        check_heads(self)
 
 
 class AxisAttention(nn.Module):

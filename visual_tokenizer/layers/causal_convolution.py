@@ -1,7 +1,9 @@
-"""Convolutions over clips in which no frame sees a later one.
+"""Convolutions over clips in which no frame, or no chunk of frames, sees a later one.
 
-Paper: Language Model Beats Diffusion – Tokenizer is Key to Visual Generation (Yu et al., 2023), arXiv:2310.05737,
-section 3.2 and figure 2.
+Papers: Language Model Beats Diffusion – Tokenizer is Key to Visual Generation (Yu et al., 2023), arXiv:2310.05737,
+section 3.2 and figure 2; Emu3: Next-Token Prediction is All You Need (Wang et al., 2024), arXiv:2409.18869, section
+2.2, for the chunks. That paper names two temporal residual layers of 3-D convolutions; batch normalisation and padding
+are those of the published weights.
 """
 
 from __future__ import annotations
@@ -133,3 +135,47 @@ class AdaptiveFrameNorm(nn.Module):
             repeats = (frames - 1) // (latent_frames - 1)
             values = torch.cat([values[:, :1], values[:, 1:].repeat_interleave(repeats, dim=1)], dim=1)
         return values.transpose(1, 2)[..., None, None]
+
+
+class ChunkCausalConv3d(nn.Module):
+    """A convolution of which output frame i sees input frames up to (i + 1) · stride − 1.
+
+    (B, in, T, H, W) → (B, out, T / stride, H, W). With stride 1 no frame sees a later one; with more, `stride` frames
+    become one that sees all of them. All padding is zeros; in time it comes first.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: over time, height and width; in time at least the stride.
+        time_stride: frames that become one.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int], *, time_stride: int = 1
+    ) -> None:
+        super().__init__()
+        down, across = (side - 1 for side in kernel_size[1:])
+        self.padding = (
+            *(across - across // 2, across // 2),
+            *(down - down // 2, down // 2),
+            *(kernel_size[0] - time_stride, 0),
+        )
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, stride=(time_stride, 1, 1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.conv(F.pad(hidden, self.padding))
+
+
+class TemporalResidualBlock(nn.Module):
+    """Batch norm, SiLU, causal 3 × 3 × 3 convolution, twice, beside the identity: (B, C, T, H, W) → the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm3d(channels)
+        self.conv1 = ChunkCausalConv3d(channels, channels, (3, 3, 3))
+        self.norm2 = nn.BatchNorm3d(channels)
+        self.conv2 = ChunkCausalConv3d(channels, channels, (3, 3, 3))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        residual = self.conv1(F.silu(self.norm1(hidden)))
+        return hidden + self.conv2(F.silu(self.norm2(residual)))

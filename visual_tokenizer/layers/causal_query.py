@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.layers.attention import CrossAttention, FeedForward
+from visual_tokenizer.layers.attention import TwoAttentionBlock
 
 
 class CausalSelfAttention(nn.Module):
@@ -28,16 +28,10 @@ class CausalSelfAttention(nn.Module):
         return self.projection(mixed.transpose(1, 2).flatten(2))
 
 
-class CausalQueryBlock(nn.Module):
+class CausalQueryBlock(TwoAttentionBlock):
     """Queries (B, M, C) attend to earlier ones, then to memory (B, N, C); then a feed-forward. Pre-norm."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.self_norm = nn.LayerNorm(width)
-        self.self_attention = CausalSelfAttention(width, heads)
-        self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = CrossAttention(width, heads)
-        self.feed_forward = FeedForward(width)
+    self_attention_type = CausalSelfAttention
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         queries = queries + self.self_attention(self.self_norm(queries))

@@ -1,4 +1,4 @@
-"""Pictures as clips of one frame, clips as tokens, and which sizes a network of some strides takes."""
+"""Pictures as clips of one frame, and clips as tokens."""
 
 from __future__ import annotations
 
@@ -34,26 +34,3 @@ def clip_from_tokens(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Fold (B, N, C) to (B, C, t, h, w); a grid (h, w) is one frame."""
     sides = (1, *grid) if len(grid) == 2 else grid
     return tokens.transpose(1, 2).unflatten(2, sides).contiguous()
-
-
-def spatial_problem(height: int, width: int, strides: tuple[int, int]) -> str:
-    """Return what is wrong with a size for a network that divides it by `strides`; empty if nothing is."""
-    down, across = strides
-    if height < down or width < across or height % down or width % across:
-        return f"height must be a multiple of {down} and width of {across} (the downsampling), got {height} × {width}"
-    return ""
-
-
-def causal_frames_problem(frames: int, stride: int) -> str:
-    """Return what is wrong with a number of frames where the first stands alone and then `stride` go together."""
-    if frames < 1 or (frames - 1) % stride:
-        return f"frames must be 1 more than a multiple of {stride} (1, {1 + stride}, {1 + 2 * stride}, …), got {frames}"
-    return ""
-
-
-def even_frames_problem(frames: int, stride: int) -> str:
-    """Return what is wrong with a number of frames where every `stride` go together."""
-    if frames < stride or frames % stride:
-        got = frames if frames else "a picture"
-        return f"frames must be a multiple of {stride} (this architecture has no first frame of its own), got {got}"
-    return ""

@@ -9,20 +9,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from visual_tokenizer.layers.attention import CrossAttention, FeedForward
+from visual_tokenizer.layers.attention import TwoAttentionBlock
 from visual_tokenizer.layers.transformer import learned_positions
 
 
-class CodeReaderBlock(nn.Module):
+class CodeReaderBlock(TwoAttentionBlock):
     """Queries (B, P, C) attend to themselves, then to present codes (B, N, C); then a feed-forward. Pre-norm."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.self_norm = nn.LayerNorm(width)
-        self.self_attention = CrossAttention(width, heads)
-        self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = CrossAttention(width, heads)
-        self.feed_forward = FeedForward(width)
 
     def forward(self, queries: Tensor, codes: Tensor, present: Tensor | None) -> Tensor:
         own = self.self_norm(queries)

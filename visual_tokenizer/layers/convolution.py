@@ -6,10 +6,19 @@ table 7.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from visual_tokenizer.layers.shape import CNNShape
+
+ResidualOf = Callable[[int, int], nn.Module]
+"""Makes a residual block of channels before and after."""
+AttentionOf = Callable[[int], nn.Module]
+"""Makes attention of so many channels."""
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -72,6 +81,32 @@ class Upsample(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.conv(F.interpolate(hidden, scale_factor=2.0, mode="nearest"))
+
+
+def middle_layers(config: CNNShape, block: ResidualOf, attention: AttentionOf) -> list[nn.Module]:
+    """Return the layers of the coarsest level, in an encoder the last and in a decoder the first."""
+    channels = config.level_channels[-1]
+    layers = [block(channels, channels)]
+    if config.middle_attention:
+        layers.append(attention(channels))
+    return [*layers, block(channels, channels)]
+
+
+def upward_layers(config: CNNShape, image_size: int, block: ResidualOf, attention: AttentionOf) -> list[nn.Module]:
+    """Return a decoder's layers between its first convolution and its last norm: a block more a level than before."""
+    layers = middle_layers(config, block, attention)
+    channels = config.level_channels[-1]
+    resolution = image_size // max(config.sides)
+    for level, level_channels in reversed(list(enumerate(config.level_channels))):
+        for _ in range(config.blocks_per_level + 1):
+            layers.append(block(channels, level_channels))
+            channels = level_channels
+            if resolution in config.attention_resolutions:
+                layers.append(attention(channels))
+        if level > 0:
+            layers.append(Upsample(channels))
+            resolution *= 2
+    return layers
 
 
 def tokens_from_map(feature_map: Tensor) -> Tensor:

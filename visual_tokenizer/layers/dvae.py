@@ -10,10 +10,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 
-from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Section
 
 GROUPS = 4
 """Levels of the network; between them the resolution halves, so that a token stands for 8 × 8 pixels."""
@@ -22,20 +24,14 @@ DOWNSAMPLING = 2 ** (GROUPS - 1)
 
 
 @dataclass(kw_only=True)
-class DVAEShape:
+class DVAEShape(Section):
     """Widths and depths of the dVAE's convolutional network."""
 
-    channels: int = 256
-    """Channels at full resolution, 8 times as many at the coarsest of the four levels; a multiple of 4."""
+    channels: Annotated[int, Ge(4), MultipleOf(4)] = 256
+    """Channels at full resolution, 8 times as many at the coarsest of the four levels."""
 
-    blocks_per_group: int = 2
-    """Bottleneck blocks of each of the four levels; 1 or more."""
-
-    def __post_init__(self) -> None:
-        if self.channels < 4 or self.channels % 4:
-            raise UserError(f"channels must be a multiple of 4, 4 or more, got {self.channels}")
-        if self.blocks_per_group < 1:
-            raise UserError(f"blocks_per_group must be 1 or more, got {self.blocks_per_group}")
+    blocks_per_group: Annotated[int, Ge(1)] = 2
+    """Bottleneck blocks of each of the four levels."""
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:

@@ -6,25 +6,24 @@ Paper: Cosmos World Foundation Model Platform for Physical AI (NVIDIA, 2025), ar
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Len
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.causal_convolution import CausalConv3d, FrameGroupNorm
 from visual_tokenizer.layers.convolution import SpatialAttention
+from visual_tokenizer.layers.shape import LevelShape
 
 
 @dataclass(kw_only=True)
-class CosmosShape:
+class CosmosShape(LevelShape):
     """Widths, depths and strides of Cosmos's network."""
 
-    channels: int = 128
-    """Channels of the first level; 1 or more."""
-
-    channel_multipliers: list[int] = field(default_factory=lambda: [2, 4, 4])
+    channel_multipliers: Annotated[list[Annotated[int, Ge(1)]], Len(1)] = field(default_factory=lambda: [2, 4, 4])
     """Channels of each level as multiples of `channels`, fine to coarse."""
 
     spatial_downsampling: list[bool] = field(default_factory=lambda: [True, True])
@@ -33,44 +32,25 @@ class CosmosShape:
     temporal_downsampling: list[bool] = field(default_factory=lambda: [True, False])
     """Whether the number of frames halves after each level but the last."""
 
-    wavelet_levels: int = 2
-    """Haar transforms before the first level, each of which halves all three sides; 1 or more."""
+    wavelet_levels: Annotated[int, Ge(1)] = 2
+    """Haar transforms before the first level, each of which halves all three sides."""
 
-    blocks_per_level: int = 2
-    """Residual blocks a level; 1 or more."""
-
-    attention_resolutions: list[int] = field(default_factory=lambda: [32])
+    attention_resolutions: list[Annotated[int, Ge(1)]] = field(default_factory=lambda: [32])
     """Sides of the feature maps, in positions at the nominal picture size, whose levels get attention over space and
     over time; the middle always does."""
 
-    latent_channels: int = 16
-    """Channels of a latent on the quantizer's side; 1 or more."""
+    latent_channels: Annotated[int, Ge(1)] = 16
 
     def __post_init__(self) -> None:
-        for name in ("channels", "wavelet_levels", "blocks_per_level", "latent_channels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise UserError(
-                f"channel_multipliers must be a list of integers of 1 or more, got {self.channel_multipliers}"
-            )
-        for name in ("spatial_downsampling", "temporal_downsampling"):
-            if len(getattr(self, name)) != len(self.channel_multipliers) - 1:
-                raise UserError(
-                    f"{name} must have one entry less than channel_multipliers, got {len(getattr(self, name))} for "
-                    f"{len(self.channel_multipliers)}"
-                )
+        super().__post_init__()
+        self.check_halvings("spatial_downsampling")
+        self.check_halvings("temporal_downsampling")
 
     @property
-    def level_channels(self) -> list[int]:
-        """Channels of each level, fine to coarse."""
-        return [self.channels * multiplier for multiplier in self.channel_multipliers]
-
-    @property
-    def downsampling(self) -> tuple[int, int]:
-        """Frames (after the first), and pixels of height and of width, that one token stands for."""
-        levels = self.wavelet_levels
-        return 2 ** (levels + sum(self.temporal_downsampling)), 2 ** (levels + sum(self.spatial_downsampling))
+    def strides(self) -> tuple[int, int, int]:
+        """Frames (after the first), height and width in pixels that one token stands for."""
+        side = 2 ** (self.wavelet_levels + sum(self.spatial_downsampling))
+        return 2 ** (self.wavelet_levels + sum(self.temporal_downsampling)), side, side
 
 
 def factorized_convolution(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -8,14 +8,30 @@ arXiv:2204.03638, section 3.2. Where the padding can't be even there is more of 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Section
 
 PaddingMode = Literal["constant", "replicate"]
+
+
+@dataclass(kw_only=True)
+class StridedClipShape(Section):
+    """What one token of a network that is not causal stands for."""
+
+    downsampling: Annotated[list[Annotated[int, Ge(1)]], Len(3, 3)] = field(default_factory=lambda: [4, 4, 4])
+    """Frames, height and width in pixels that one token stands for; powers of two, one of them 2 or more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(factor & (factor - 1) for factor in self.downsampling) or max(self.downsampling) < 2:
+            raise UserError(f"downsampling must be powers of two, one of them 2 or more, got {self.downsampling}")
 
 
 def _padding(kernel: int, stride: tuple[int, int, int]) -> list[int]:
@@ -76,15 +92,3 @@ def strides_of(downsampling: list[int]) -> list[tuple[int, int, int]]:
         time, height, width = (2 if level < times else 1 for times in halvings)
         strides.append((time, height, width))
     return strides
-
-
-def check_downsampling(downsampling: list[int]) -> None:
-    """Raise where it is not three powers of two, one of them 2 or more.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if len(downsampling) != 3 or any(factor < 1 or factor & (factor - 1) for factor in downsampling):
-        raise UserError(f"downsampling must be [time, height, width], each a power of two, got {downsampling}")
-    if max(downsampling) < 2:
-        raise UserError(f"downsampling must be 2 or more in one direction, got {downsampling}")

@@ -11,55 +11,54 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.layers.causal_convolution import CausalConv3d
 from visual_tokenizer.layers.window_attention import WindowAttention
 
-SPATIAL_BLOCKS = ("full", "window")
+SpatialBlock = Literal["full", "window"]
 ATTENTION_SCALE = 8.0
 """Factor of the scores of unit vectors."""
 
 
 @dataclass(kw_only=True)
-class OmniShape:
+class OmniShape(Section):
     """Widths, depths and patches of OmniTokenizer's network."""
 
-    patch_size: int = 8
-    """Side of a patch in pixels; 1 or more."""
+    patch_size: Annotated[int, Ge(1)] = 8
+    """Side of a patch in pixels."""
 
-    temporal_patch_size: int = 4
-    """Frames of a patch, but for the first frame, which is patched alone; 1 or more."""
+    temporal_patch_size: Annotated[int, Ge(1)] = 4
+    """Frames of a patch, but for the first frame, which is patched alone."""
 
-    width: int = 512
+    width: Annotated[int, Ge(1)] = 512
     """Channels throughout; a multiple of 4 · `heads`."""
 
-    heads: int = 8
-    """Attention heads; 1 or more."""
+    heads: Annotated[int, Ge(1)] = 8
+    """Attention heads."""
 
-    spatial_blocks: list[str] = field(default_factory=lambda: ["full", "full", "window", "window"])
+    spatial_blocks: Annotated[list[SpatialBlock], Len(1)] = field(
+        default_factory=lambda: ["full", "full", "window", "window"]
+    )
     """Transformer blocks over each frame, in this order: full attention or within windows."""
 
-    window_size: int = 8
+    window_size: Annotated[int, Ge(1)] = 8
     """Side of a window in tokens; where there are window blocks it divides the sides of the token grid."""
 
-    temporal_blocks: int = 4
-    """Transformer blocks over time; 1 or more."""
+    temporal_blocks: Annotated[int, Ge(1)] = 4
+    """Transformer blocks over time."""
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "temporal_patch_size", "width", "heads", "window_size", "temporal_blocks"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        super().__post_init__()
         if self.width % (4 * self.heads):
             raise UserError(f"width must be a multiple of 4 · heads ({4 * self.heads}), got {self.width}")
-        if not self.spatial_blocks or any(block not in SPATIAL_BLOCKS for block in self.spatial_blocks):
-            raise UserError(
-                f"spatial_blocks must be one or more of {', '.join(SPATIAL_BLOCKS)}, got {self.spatial_blocks}"
-            )
 
 
 class GatedFeedForward(nn.Module):

@@ -7,34 +7,32 @@ arXiv:2204.03638, section 3.2 and appendix A.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from annotated_types import Ge, Len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.convolution import group_norm
-from visual_tokenizer.layers.same_convolution import SameConv3d, check_downsampling
+from visual_tokenizer.layers.same_convolution import SameConv3d, StridedClipShape
 
 
 @dataclass(kw_only=True)
-class TATSShape:
+class TATSShape(StridedClipShape):
     """Widths and strides of TATS's network."""
 
-    channels: int = 32
+    channels: Annotated[int, Ge(1)] = 32
     """Channels at full resolution; they double at each halving. The widths after a halving are multiples of
     `groups`."""
 
-    downsampling: list[int] = field(default_factory=lambda: [4, 8, 8])
-    """Frames, height and width in pixels that one token stands for; powers of two."""
+    downsampling: Annotated[list[Annotated[int, Ge(1)]], Len(3, 3)] = field(default_factory=lambda: [4, 8, 8])
 
-    groups: int = 32
+    groups: Annotated[int, Ge(1)] = 32
     """Groups of the group normalisation."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "groups"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        check_downsampling(self.downsampling)
+        super().__post_init__()
         if 2 * self.channels % self.groups:
             raise UserError(f"groups must divide twice the channels ({2 * self.channels}), got {self.groups}")
 

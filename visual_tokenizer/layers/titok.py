@@ -7,55 +7,31 @@ blocks as in OpenCLIP.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from visual_tokenizer.layers.attention_shape import check_attention_shape
+from visual_tokenizer.layers.shape import QueryShape
+from visual_tokenizer.layers.transformer import TransformerBlock
 
 
 @dataclass(kw_only=True)
-class TiTokShape:
+class TiTokShape(QueryShape):
     """Widths and depths of one of TiTok's transformers; the defaults are TiTok-L's."""
 
-    num_latents: int = 32
-    """Tokens of a picture; 1 or more."""
+    width: Annotated[int, Ge(1)] = 1024
+    depth: Annotated[int, Ge(1)] = 24
+    heads: Annotated[int, Ge(1)] = 16
 
-    width: int = 1024
-    """Channels of the transformer; a multiple of `heads`."""
-
-    depth: int = 24
-    """Transformer blocks; 1 or more."""
-
-    heads: int = 16
-    """Attention heads; 1 or more."""
-
-    patch_size: int = 16
-    """Side of a patch in pixels; 1 or more."""
-
-    def __post_init__(self) -> None:
-        check_attention_shape(self, ("num_latents", "width", "depth", "heads", "patch_size"))
+    patch_size: Annotated[int, Ge(1)] = 16
+    """Side of a patch in pixels."""
 
 
-class CLIPBlock(nn.Module):
-    """Pre-norm self-attention and an exact GELU feed-forward of four times the width: (B, N, C) → (B, N, C)."""
+class CLIPBlock(TransformerBlock):
+    """A block with the exact GELU."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
-        self.feed_forward_norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        parts = self.query_key_value(self.attention_norm(hidden)).unflatten(2, (3, self.heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        hidden = hidden + self.projection(mixed)
-        return hidden + self.contract(F.gelu(self.expand(self.feed_forward_norm(hidden))))
+    gelu = "none"
 
 
 class CLIPTransformer(nn.Module):

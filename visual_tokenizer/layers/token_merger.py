@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from visual_tokenizer.layers.attention import FeedForward
+from visual_tokenizer.layers.attention import CrossAttention, TwoAttentionBlock
 
-EPSILON = 1e-6
+SMALLEST_SUM = 1e-6
 """Added to the sum of a softmax: with no weight at all the result is 0, and gradients of weights stay bounded."""
 
 
@@ -20,40 +20,23 @@ def weighted_softmax(scores: Tensor, weights: Tensor) -> Tensor:
     """Return `w_j exp(s_j) / Σ_k w_k exp(s_k)` over the last dimension, float32, with gradient to both."""
     scores = scores.float()
     shares = (scores - scores.detach().amax(-1, keepdim=True)).exp() * weights
-    return shares / (shares.sum(-1, keepdim=True) + EPSILON)
+    return shares / (shares.sum(-1, keepdim=True) + SMALLEST_SUM)
 
 
-class WeightedAttention(nn.Module):
+class WeightedAttention(CrossAttention):
     """Multi-head attention with a weight for each key: (B, N, C), (B, N, C), (B, N, N) or (B, 1, N) → (B, N, C)."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width, bias=False)  # a bias would add the same to all scores of a query
-        self.value = nn.Linear(width, width)
-        self.projection = nn.Linear(width, width)
-
-    def forward(self, queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
-        query, key, value = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for part in (self.query(queries), self.key(keys), self.value(keys))
-        )
+    def forward(self, queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:  # type: ignore[override]
+        query, key, value = self.heads_of(queries, keys, keys)
         scores = query @ key.transpose(2, 3) * key.shape[3] ** -0.5
         mixed = weighted_softmax(scores, weights[:, None]).to(value.dtype) @ value
         return self.projection(mixed.transpose(1, 2).flatten(2))
 
 
-class MergerBlock(nn.Module):
+class MergerBlock(TwoAttentionBlock):
     """Tokens attend to kept ones before them and themselves, then to the features of dropped ones; a feed-forward."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.self_norm = nn.LayerNorm(width)
-        self.self_attention = WeightedAttention(width, heads)
-        self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = WeightedAttention(width, heads)
-        self.feed_forward = FeedForward(width)
+    self_attention_type = cross_attention_type = WeightedAttention
 
     def forward(self, tokens: Tensor, features: Tensor, decisions: Tensor) -> Tensor:
         own = self.self_norm(tokens)

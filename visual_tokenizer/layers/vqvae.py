@@ -6,35 +6,30 @@ Paper: Neural Discrete Representation Learning (van den Oord et al., 2017), arXi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Section
 
 
 @dataclass(kw_only=True)
-class VQVAEShape:
+class VQVAEShape(Section):
     """Widths and depths of VQ-VAE's convolutional network."""
 
-    channels: int = 128
-    """Channels of the feature maps, half of it at the finest level; even, 2 or more."""
+    channels: Annotated[int, Ge(2), MultipleOf(2)] = 128
+    """Channels of the feature maps, half of it at the finest level."""
 
-    residual_channels: int = 32
-    """Channels inside a residual block; 1 or more."""
+    residual_channels: Annotated[int, Ge(1)] = 32
+    """Channels inside a residual block."""
 
-    residual_blocks: int = 2
-    """Residual blocks at the coarsest level; 0 or more."""
+    residual_blocks: Annotated[int, Ge(0)] = 2
+    """Residual blocks at the coarsest level."""
 
-    halvings: int = 2
-    """Strided convolutions, each of which halves the resolution; 1 or more."""
-
-    def __post_init__(self) -> None:
-        if self.channels < 2 or self.channels % 2:
-            raise UserError(f"channels must be even and 2 or more, got {self.channels}")
-        for name, least in (("residual_channels", 1), ("residual_blocks", 0), ("halvings", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be {least} or more, got {getattr(self, name)}")
+    halvings: Annotated[int, Ge(1)] = 2
+    """Strided convolutions, each of which halves the resolution."""
 
     @property
     def level_channels(self) -> list[int]:

@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.layers.attention_shape import check_attention_shape
-from visual_tokenizer.layers.positions import sinusoidal_positions
-from visual_tokenizer.layers.transformer import Transformer
+from visual_tokenizer.layers.shape import check_heads
+from visual_tokenizer.layers.transformer import Transformer, sinusoidal_positions
 from visual_tokenizer.losses._activation import Activation
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
@@ -34,7 +33,7 @@ class CausalReconstructionConfig(LossConfig):
     code_dim: Annotated[int, Ge(1)] = 32
     """Channels of a code, the quantizer's."""
 
-    width: Annotated[int, Ge(1)] = 768
+    width: Annotated[int, Ge(1), MultipleOf(4)] = 768
     """Channels of the encoder's latents and of the transformer; a multiple of `heads` and of 4."""
 
     depth: Annotated[int, Ge(1)] = 4
@@ -45,7 +44,7 @@ class CausalReconstructionConfig(LossConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_attention_shape(self, (), has_sines=True)
+        check_heads(self)
 
 
 class CausalReconstruction(Loss):

@@ -21,15 +21,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.attention import ReadingBlock
-from visual_tokenizer.layers.attention_shape import check_attention_shape
-from visual_tokenizer.layers.positions import sinusoidal_positions
-from visual_tokenizer.layers.transformer import Transformer, learned_positions
+from visual_tokenizer.layers.shape import check_heads
+from visual_tokenizer.layers.transformer import Transformer, learned_positions, sinusoidal_positions
 from visual_tokenizer.losses._taught import Taught, TaughtConfig
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.teacher import Teacher
@@ -42,7 +41,7 @@ class EmbeddingReconstructionConfig(TaughtConfig):
     code_dim: Annotated[int, Ge(1)] = 32
     """Channels of a code, the quantizer's."""
 
-    width: Annotated[int, Ge(1)] = 768
+    width: Annotated[int, Ge(1), MultipleOf(4)] = 768
     """Channels of the transformer; a multiple of `heads` and of 4."""
 
     depth: Annotated[int, Ge(1)] = 4
@@ -56,7 +55,7 @@ class EmbeddingReconstructionConfig(TaughtConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_attention_shape(self, (), has_sines=True)
+        check_heads(self)
         if self.level is not None:
             raise UserError(f"level must be null, the embedding of the whole picture, got {self.level}")
 

@@ -16,14 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.layers.attention_shape import check_attention_shape
-from visual_tokenizer.layers.positions import sinusoidal_positions
-from visual_tokenizer.layers.transformer import Transformer
+from visual_tokenizer.layers.shape import check_heads
+from visual_tokenizer.layers.transformer import Transformer, sinusoidal_positions
 from visual_tokenizer.losses._code_channels import Channels, code_channels
 from visual_tokenizer.losses._taught import Taught, TaughtConfig, resized_map
 from visual_tokenizer.outputs import TokenizerOutput
@@ -37,7 +36,7 @@ class FeatureDistillationConfig(TaughtConfig):
     channels: Channels = field(default_factory=lambda: [0, 8])
     """First channel of the code that the head sees and the one after its last; [0, code_dim] for all."""
 
-    width: Annotated[int, Ge(1)] = 256
+    width: Annotated[int, Ge(1), MultipleOf(4)] = 256
     """Channels of the head; a multiple of `heads`, and of 4: two sines and two cosines."""
 
     depth: Annotated[int, Ge(0)] = 1
@@ -48,7 +47,7 @@ class FeatureDistillationConfig(TaughtConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_attention_shape(self, (), has_sines=True)
+        check_heads(self)
 
 
 class FeatureDistillation(Taught):

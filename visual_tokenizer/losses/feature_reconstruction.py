@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.layers.attention_shape import check_attention_shape
 from visual_tokenizer.layers.code_reader import CodeReader
+from visual_tokenizer.layers.shape import check_heads
 from visual_tokenizer.losses._taught import Taught, TaughtConfig, resized_map
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.teacher import Teacher
@@ -51,7 +51,7 @@ class FeatureReconstructionConfig(TaughtConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_attention_shape(self, ())
+        check_heads(self)
 
 
 class FeatureReconstruction(Taught):

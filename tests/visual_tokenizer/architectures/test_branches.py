@@ -45,8 +45,12 @@ def test_branches_may_give_different_channels():
     latents = encoder(pixels)
     assert encoder.width == latents.shape[2] == 5
     torch.testing.assert_close(latents[..., 4:], encoder.projections[1](encoder.branches[1](pixels)))
-    for dims in ([4], [4, 0], []):
-        with pytest.raises(ValueError, match="branch_dims must be 2 numbers of 1 or more, or null"):
+    for dims, message in (
+        ([4], "branch_dims must be 2 numbers, or null"),
+        ([4, 0], r"branch_dims\[1\] must be 1 or more"),
+        ([], "branch_dims must be 2 numbers, or null"),
+    ):
+        with pytest.raises(ValueError, match=message):
             EncoderConfig.family.build({**section(PATCH, PATCH), "branch_dims": dims}, image_size=16)
 
 
@@ -78,7 +82,7 @@ def test_what_does_not_fit_is_refused():
         build(PATCH, QUERIES)
     with pytest.raises(ResolutionError, match="16 × 16"):
         build(QUERIES, QUERIES).token_grid(16, 32)
-    with pytest.raises(ValueError, match="one encoder or more"):
+    with pytest.raises(ValueError, match="branches must hold 1 or more"):
         build()
     with pytest.raises(ConfigError, match="code_dim must be 6, got 4"):
         tokenizer({"type": "vq", "codebook_size": 8, "code_dim": 4})

@@ -89,7 +89,7 @@ def test_the_published_layout_has_8_by_8_pixels_and_4_frames_a_token():
     [
         ({"temporal_downsampling": [True]}, "temporal_downsampling must have one entry less"),
         ({"groups": 3}, "groups must divide the channels"),
-        ({"patch_size": [2]}, "patch_size must be"),
+        ({"patch_size": [2]}, "patch_size must hold 2"),
         ({"time_padding": "mirror"}, "time_padding"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visual_tokenizer.encoders.base import EncoderConfig
-from visual_tokenizer.layers.positions import sinusoidal_positions
+from visual_tokenizer.layers.transformer import sinusoidal_positions
 
 FIELDS = {"type": "hybrid_vit", "width": 16, "depth": 2, "heads": 2}
 PATCH = {"type": "patch", "patch_size": 4, "width": 8}
@@ -36,6 +36,8 @@ def test_a_frozen_network_under_it_is_as_the_package_has_it():
 def test_wrong_fields():
     with pytest.raises(ValueError, match=r"width must be a multiple of heads \(3\)"):
         build(width=16, heads=3)
+    with pytest.raises(ValueError, match="width must be 1 or more and a multiple of 4, got 18"):
+        build(width=18, heads=3)
     with pytest.raises(ValueError, match="depth must be 1 or more, got 0"):
         build(depth=0)
     queries = {"type": "latent_query", "num_latents": 4, "width": 16, "depth": 1, "heads": 2, "patches": PATCH}

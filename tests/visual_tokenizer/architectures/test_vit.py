@@ -9,7 +9,7 @@ import torch
 
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
-from visual_tokenizer.layers.positions import sinusoidal_positions
+from visual_tokenizer.layers.transformer import sinusoidal_positions
 
 FIELDS = {"patch_size": [4, 2], "width": 16, "depth": 2, "heads": 2}
 

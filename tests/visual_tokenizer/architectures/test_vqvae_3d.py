@@ -40,6 +40,8 @@ def test_grids_shapes_and_refusals(section):
         encoder.token_grid(16, 18, 4)
     with pytest.raises(ConfigError, match="downsampling must be"):
         EncoderConfig.family.config({**section, "downsampling": [2, 3, 4]})
+    with pytest.raises(ConfigError, match="downsampling must hold 3"):
+        EncoderConfig.family.config({**section, "downsampling": [2, 4]})
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=["vqvae_3d", "tats"])

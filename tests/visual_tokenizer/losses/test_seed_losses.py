@@ -171,7 +171,8 @@ def test_it_is_compiled_with_the_encoder():
     ("name", "fields", "message"),
     [
         ("causal_contrastive", {"temperature": 0.0}, "temperature must be in"),
-        ("causal_reconstruction", {"width": 18}, "width must be a multiple of heads"),
+        ("causal_reconstruction", {"width": 18}, "width must be .*a multiple of 4"),
+        ("causal_reconstruction", {"width": 20, "heads": 8}, "width must be a multiple of heads"),
         ("causal_reconstruction", {"depth": 0}, "depth must be 1 or more"),
         ("embedding_reconstruction", {"level": 3}, "level must be null"),
         ("embedding_reconstruction", {"cosine_weight": -1.0}, "cosine_weight must be 0 or more"),
