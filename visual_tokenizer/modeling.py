@@ -69,7 +69,7 @@ class VisualTokenizer(PreTrainedModel):
                 getattr(module, name).copy_(value)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: Any, *, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
         """Load a folder or a hub name, as any transformers model; always safetensors.

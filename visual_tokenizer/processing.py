@@ -48,7 +48,7 @@ class VisualTokenizerImageProcessor(PilBackend):
     default_to_square = True
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Load `preprocessor_config.json` from a folder or a hub name.
 
         Raises:

@@ -83,7 +83,7 @@ def loading(
 
 
 def load_whole(
-    load: Callable[..., tuple[Any, dict[str, Any]]],
+    load: Callable[..., Any],
     name: Any,
     what: str,
     *,

@@ -83,9 +83,15 @@ class PublishedBackbone(Backbone):
             MissingFileError: it is not there.
         """
         options = {} if self.config.revision is None else {"revision": self.config.revision}
-        load, what = self.whole_class.from_pretrained, f"{self.whole_class.__name__} with safetensors weights"
-        model_type = self.whole_class.config_class.model_type
-        whole, _ = load_whole(load, self.config.path, what, model_type=model_type, dtype=self.torch_dtype, **options)
+        kind: Any = self.whole_class
+        whole, _ = load_whole(
+            kind.from_pretrained,
+            self.config.path,
+            f"{kind.__name__} with safetensors weights",
+            model_type=kind.config_class.model_type,
+            dtype=self.torch_dtype,
+            **options,
+        )
         return whole, load_text_tokenizer(self.config.path, **options)
 
     def adopt(
