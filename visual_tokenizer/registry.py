@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import pkgutil
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -25,8 +23,9 @@ from visual_tokenizer.fields.decoding import ConfigError as ConfigError
 from visual_tokenizer.fields.decoding import closest, decode_config
 from visual_tokenizer.fields.encoding import encode_config
 from visual_tokenizer.fields.ranges import Section
-
-PLUGINS_VARIABLE = "VISUAL_TOKENIZER_PLUGINS"
+from visual_tokenizer.plugins import PLUGINS_VARIABLE as PLUGINS_VARIABLE
+from visual_tokenizer.plugins import plugin_folders as plugin_folders
+from visual_tokenizer.plugins.former_names import know_former_names
 
 
 class UnknownPartError(UserError, KeyError):
@@ -36,14 +35,8 @@ class UnknownPartError(UserError, KeyError):
         return str(self.args[0])
 
 
-class PartDefinitionError(TypeError):
+class PartDefinitionError(UserError, TypeError):
     """A part's file does not define exactly one part."""
-
-
-def plugin_folders() -> list[Path]:
-    """Return the folders of `VISUAL_TOKENIZER_PLUGINS` that exist."""
-    named = os.environ.get(PLUGINS_VARIABLE, "").split(os.pathsep)
-    return [Path(folder) for folder in named if folder and Path(folder).is_dir()]
 
 
 class Family:
@@ -59,7 +52,10 @@ class Family:
 
     def _import_package(self) -> ModuleType:
         package = importlib.import_module(self.package)
-        for folder in plugin_folders():
+        folders = plugin_folders()
+        if folders:
+            know_former_names([self.package])
+        for folder in folders:
             path = folder.joinpath(*self.package.split("."))
             if path.is_dir() and str(path) not in package.__path__:
                 package.__path__.append(str(path))
