@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.codebooks.distributed import average_over_ranks, is_distributed
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError, PartConfig
 
-NORMS = ("batch", "group", "none")
+Norm = Literal["batch", "group", "none"]
 
 
 @dataclass(kw_only=True)
@@ -85,8 +85,8 @@ class BatchNorm(nn.Module):
             return (exact * scale.view(shape) + shift.view(shape)).to(hidden.dtype)
 
 
-def normalisation(norm: str, channels: int) -> nn.Module:
-    """Return the layer that `norm`, one of `NORMS`, names."""
+def normalisation(norm: Norm, channels: int) -> nn.Module:
+    """Return the layer that `norm` names."""
     if norm == "batch":
         return BatchNorm(channels)
     return nn.GroupNorm(math.gcd(32, channels), channels) if norm == "group" else nn.Identity()
@@ -96,23 +96,16 @@ def normalisation(norm: str, channels: int) -> nn.Module:
 class PatchStackConfig(DiscriminatorConfig):
     """Fields that the PatchGANs share."""
 
-    channels: int = 64
-    """Channels of the first convolution; 1 or more. They double with each layer, up to eight times as many."""
+    channels: Annotated[int, Ge(1)] = 64
+    """Channels of the first convolution. They double with each layer, up to eight times as many."""
 
-    layers: int = 3
-    """Convolutions of stride 2; 1 or more. Three see patches of 70 pixels."""
+    layers: Annotated[int, Ge(1)] = 3
+    """Convolutions of stride 2. Three see patches of 70 pixels."""
 
-    norm: str = "batch"
+    norm: Norm = "batch"
     """batch (the published one; its statistics are taken over all ranks, but apart for real and reconstructed
     pictures and for each accumulated pass), group (each picture by itself: the same whatever the ranks and passes) or
     none."""
-
-    def __post_init__(self) -> None:
-        for name in ("channels", "layers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.norm not in NORMS:
-            raise UserError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
 
 
 def patch_stack(

@@ -12,16 +12,18 @@ there is no text condition; pictures larger than `size` are shrunk and never cro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Len
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from visual_tokenizer.backbones.base import Backbone, check_layers, load_backbone, resize_shorter_side
+from visual_tokenizer.backbones.base import NetworkHolder, check_layers, load_backbone, resize_shorter_side
 from visual_tokenizer.discriminators.base import Discriminator, DiscriminatorConfig
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Different
 
 
 @dataclass(kw_only=True)
@@ -34,31 +36,26 @@ class DINOConfig(DiscriminatorConfig):
     weights: str | None = None
     """Path or name of the network's weights; without it those of an installed package."""
 
-    levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
-    """Levels of the network that get a head, different numbers from 0, the finest."""
+    levels: Annotated[list[Annotated[int, Ge(0)]], Len(1), Different()] = field(default_factory=lambda: [1, 2, 3, 4])
+    """Levels of the network that get a head; 0 is the finest."""
 
-    size: int = 0
+    size: Annotated[int, Ge(0)] = 0
     """Pixels of the shorter side at which the network sees the pictures; 0 for their own."""
 
-    kernel_size: int = 9
-    """Positions that a head's second convolution sees along the flattened feature map; odd, 1 or more."""
+    kernel_size: Annotated[int, Ge(1)] = 9
+    """Positions that a head's second convolution sees along the flattened feature map; odd."""
 
-    virtual_batch: int = 8
-    """Pictures that are normalised together within a rank's pass; 1 or more. Where the pass can't be divided by it,
-    the largest smaller divisor is taken."""
+    virtual_batch: Annotated[int, Ge(1)] = 8
+    """Pictures that are normalised together within a rank's pass. Where the pass can't be divided by it, the largest
+    smaller divisor is taken."""
 
     augment: bool = True
     """Whether colours, position and a cut-out square are changed at random before a look."""
 
     def __post_init__(self) -> None:
-        if not self.levels or min(self.levels) < 0 or len(set(self.levels)) != len(self.levels):
-            raise UserError(f"levels must be different numbers from 0 up, at least one, got {self.levels}")
-        if self.size < 0:
-            raise UserError(f"size must be 0 or more, got {self.size}")
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise UserError(f"kernel_size must be odd and 1 or more, got {self.kernel_size}")
-        if self.virtual_batch < 1:
-            raise UserError(f"virtual_batch must be 1 or more, got {self.virtual_batch}")
+        super().__post_init__()
+        if self.kernel_size % 2 == 0:
+            raise UserError(f"kernel_size must be odd, got {self.kernel_size}")
 
 
 class VirtualBatchNorm(nn.Module):
@@ -147,11 +144,8 @@ def _shifted(pixels: Tensor, dim: int, length: int) -> Tensor:
     return pixels.gather(dim, places.clamp(0, length - 1).expand_as(pixels)) * is_inside
 
 
-class DINO(Discriminator):
-    """(B, 3, H, W) → (B, L) logits: those of all heads, one for each position of each feature map.
-
-    The network follows `.to(...)` but is in neither `parameters()` nor `state_dict()`: it is not trained or saved.
-    """
+class DINO(NetworkHolder, Discriminator):
+    """(B, 3, H, W) → (B, L) logits: those of all heads, one for each position of each feature map."""
 
     Config = DINOConfig
 
@@ -159,17 +153,8 @@ class DINO(Discriminator):
         super().__init__(config, image_size=image_size, num_frames=num_frames)
         network = load_backbone(config.network, config.weights)
         check_layers(config.levels, network)
-        self._frozen = (network.requires_grad_(False),)
+        self.hold(network.requires_grad_(False))
         self.heads = nn.ModuleList(Head(network.feature_dims[level], config) for level in config.levels)
-
-    @property
-    def network(self) -> Backbone:
-        """The frozen network."""
-        return self._frozen[0]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DINO:
-        self.network._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         if self.config.augment:

@@ -9,13 +9,13 @@ What differs: real and reconstructed frames are drawn by themselves, not at the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.discriminators.base import Discriminator, DiscriminatorConfig
-from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -30,12 +30,8 @@ class FramesAndClipConfig(DiscriminatorConfig):
     )
     """Judge of clips."""
 
-    frames_per_clip: int = 1
-    """Frames drawn from each clip at each look, with replacement; 1 or more."""
-
-    def __post_init__(self) -> None:
-        if self.frames_per_clip < 1:
-            raise UserError(f"frames_per_clip must be 1 or more, got {self.frames_per_clip}")
+    frames_per_clip: Annotated[int, Ge(1)] = 1
+    """Frames drawn from each clip at each look, with replacement."""
 
 
 class FramesAndClip(Discriminator):

@@ -11,13 +11,14 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.discriminators.base import Discriminator, DiscriminatorConfig
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
 LAST_SIDE = 4
@@ -30,22 +31,15 @@ BLUR = (1.0, 3.0, 3.0, 1.0)
 class StyleGANConfig(DiscriminatorConfig):
     """Fields of StyleGAN2's discriminator; the defaults are configuration F's."""
 
-    channel_base: int = 32768
-    """A feature map of side s has channel_base / s channels …; 4 or more."""
+    channel_base: Annotated[int, Ge(LAST_SIDE)] = 32768
+    """A feature map of side s has channel_base / s channels …"""
 
-    max_channels: int = 512
-    """… but no more than these; 1 or more."""
+    max_channels: Annotated[int, Ge(1)] = 512
+    """… but no more than these."""
 
-    group_size: int = 4
-    """Pictures whose standard deviation is taken together, within a rank's pass; 1 or more. Where the pass can't be
-    divided by it, the largest smaller divisor is taken."""
-
-    def __post_init__(self) -> None:
-        if self.channel_base < LAST_SIDE:
-            raise UserError(f"channel_base must be {LAST_SIDE} or more, got {self.channel_base}")
-        for name in ("max_channels", "group_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
+    group_size: Annotated[int, Ge(1)] = 4
+    """Pictures whose standard deviation is taken together, within a rank's pass. Where the pass can't be divided by it,
+    the largest smaller divisor is taken."""
 
     def channels(self, side: int) -> int:
         """Return the channels of a feature map of that side."""
@@ -93,7 +87,7 @@ def activate(hidden: Tensor) -> Tensor:
     return F.leaky_relu(hidden, 0.2) * math.sqrt(2)
 
 
-class ResidualBlock(nn.Module):
+class HalvingBlock(nn.Module):
     """Two convolutions, the second of stride 2, beside a strided 1 × 1 one: (B, C, s, s) → (B, C', s/2, s/2)."""
 
     def __init__(self, before: int, after: int) -> None:
@@ -135,7 +129,7 @@ class StyleGAN(Discriminator):
         sides = [image_size >> number for number in range((image_size // LAST_SIDE).bit_length())]
         widths = [config.channels(side) for side in sides]
         self.from_pixels = EqualizedConv(3, widths[0], 1)
-        self.blocks = nn.Sequential(*(ResidualBlock(before, after) for before, after in itertools.pairwise(widths)))
+        self.blocks = nn.Sequential(*(HalvingBlock(before, after) for before, after in itertools.pairwise(widths)))
         self.conv = EqualizedConv(widths[-1] + 1, widths[-1], 3)
         self.hidden = EqualizedLinear(widths[-1] * LAST_SIDE**2, widths[-1])
         self.head = EqualizedLinear(widths[-1], 1)
