@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -96,6 +96,16 @@ class NetworkHolder(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.network._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+def run_stages(stages: Iterable[Iterable[nn.Module]], maps: Tensor) -> list[Tensor]:
+    """Run layers one after another and return what each stage of them ends in."""
+    found = []
+    for stage in stages:
+        for layer in stage:
+            maps = layer(maps)
+        found.append(maps)
+    return found
 
 
 def resize_shorter_side(pixels: Tensor, size: int) -> Tensor:

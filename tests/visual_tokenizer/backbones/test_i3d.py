@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visual_tokenizer.backbones.base import resize_like_tensorflow
-from visual_tokenizer.backbones.i3d import I3D, I3DConfig, _Network, _pad_same
+from visual_tokenizer.backbones.i3d import I3D, I3DConfig, _I3DLayers, _pad_same
 from visual_tokenizer.errors import UserError
 
 
 def random_state() -> dict[str, Tensor]:
     torch.manual_seed(0)
     with torch.device("meta"):
-        empty = _Network().state_dict()
+        empty = _I3DLayers().state_dict()
     state = {}
     for key, value in empty.items():
         if key.endswith("conv3d.weight"):

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from visual_tokenizer.backbones import inception_v3
 from visual_tokenizer.backbones.base import resize_like_tensorflow
-from visual_tokenizer.backbones.inception_v3 import InceptionV3, InceptionV3Config, _Network
+from visual_tokenizer.backbones.inception_v3 import InceptionV3, InceptionV3Config, _InceptionLayers
 from visual_tokenizer.errors import UserError
 
 
 def random_state() -> dict[str, Tensor]:
     torch.manual_seed(0)
     with torch.device("meta"):
-        empty = _Network().state_dict()
+        empty = _InceptionLayers().state_dict()
     state = {}
     for key, value in empty.items():
         if key.endswith("running_var"):
