@@ -105,7 +105,7 @@ def test_windows_must_fit_the_grid():
         windows.token_grid(6, 8)
     full = EncoderConfig.family.build({"type": "omnitokenizer", **FIELDS, "spatial_blocks": ["full"]}, image_size=8)
     assert full.token_grid(6, 8) == (3, 4)
-    with pytest.raises(ConfigError, match="spatial_blocks must be .*one of full, window"):
+    with pytest.raises(ConfigError, match=r"spatial_blocks must be .*one of full, window"):
         EncoderConfig.family.config({"type": "omnitokenizer", "spatial_blocks": ["ful"]})
     with pytest.raises(ConfigError, match="spatial_blocks must hold 1 or more"):
         EncoderConfig.family.config({"type": "omnitokenizer", "spatial_blocks": []})
