@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -44,11 +45,19 @@ def tokenizer_hash(codec: VisualTokenizer) -> str:
     config = {key: value for key, value in codec.config.to_dict().items() if key not in VOLATILE_CONFIG_KEYS}
     if not config.get("num_frames"):
         config.pop("num_frames", None)  # tokenizers of pictures were merged before there were clips
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(_with_former_names(config), sort_keys=True, default=str).encode())
     for name, value in sorted(codec.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _with_former_names(value: Any) -> Any:
+    """Return a config with the names that its fields had when the first models were merged."""
+    if isinstance(value, dict):
+        former = {"weights": "network_weights"} if value.get("type") == "backbone" else {}
+        return {former.get(name, name): _with_former_names(item) for name, item in value.items()}
+    return [_with_former_names(item) for item in value] if isinstance(value, list) else value
 
 
 def check_rows(model: PreTrainedModel, rows: int, exact: bool) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -39,10 +39,12 @@ Examples:
 class FeaturesRecipe(Section):
     """Which features of which pictures."""
 
+    renamed: ClassVar[Mapping[str, str | None]] = {"backbone": "network"}
+
     output: str
     """The safetensors file; it holds one tensor `features` (M, D)."""
 
-    backbone: str = "efficientnet_lite0"
+    network: str = "efficientnet_lite0"
     """The frozen network."""
 
     weights: str | None = None
@@ -82,7 +84,7 @@ def write_features(recipe: FeaturesRecipe) -> Tensor:
         DataSourceError: no such pictures.
         ValueError: the network has no such level.
     """
-    network: Backbone = load_backbone(recipe.backbone, recipe.weights)
+    network: Backbone = load_backbone(recipe.network, recipe.weights)
     level = recipe.level if recipe.level >= 0 else len(network.feature_dims) + recipe.level
     check_layers([level], network)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,7 +101,7 @@ def write_features(recipe: FeaturesRecipe) -> Tensor:
     each = math.ceil(recipe.max_features / len(found))
     features = torch.cat([places[:each] for places in found])[: recipe.max_features].contiguous()
     with whole_file(recipe.output) as unfinished:
-        save_file({"features": features}, unfinished, metadata={"backbone": recipe.backbone, "level": str(level)})
+        save_file({"features": features}, unfinished, metadata={"backbone": recipe.network, "level": str(level)})
     return features
 
 

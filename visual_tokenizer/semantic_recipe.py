@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from annotated_types import Ge
 
 from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.semantics.base import SemanticMeasureConfig
+from visual_tokenizer.semantics.base import SemanticMeasureConfig, require_scikit_learn
 from visual_tokenizer.text_encoders.base import TextEncoderConfig
 
 LEAST = 10
@@ -22,6 +22,8 @@ LEAST = 10
 class SemanticSection(Section):
     """How the meaning of tokens is measured and shown."""
 
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
     measures: list[Any] | None = None
     """Names of `visual_tokenizer/semantics`, or mappings of `type` and fields; null: all that the pictures allow."""
 
@@ -31,7 +33,7 @@ class SemanticSection(Section):
     network: str = "efficientnet_lite0"
     """Frozen network whose embedding of a picture is the ceiling, the `teacher`."""
 
-    network_weights: str | None = None
+    weights: str | None = None
     """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
 
     text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig.family.config({"type": "minilm"}))
@@ -52,6 +54,7 @@ class SemanticSection(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_scikit_learn()
         measure_configs(self.measures)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Len
@@ -23,15 +23,17 @@ from visual_tokenizer.feature_cache import FeatureCache, keys_digest
 from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.registry import ConfigError
 
-DEFAULT = "efficientnet-lite0"
+DEFAULT = "efficientnet_lite0"
 
 
 @dataclass(kw_only=True)
 class TeacherSection(Section):
     """Which network, how precisely it computes, and whether its features are kept."""
 
-    name: Annotated[str, Len(1)] = DEFAULT
-    """A file of `visual_tokenizer/backbones` (efficientnet-lite0 comes with the installation), or the folder or hub
+    renamed: ClassVar[Mapping[str, str | None]] = {"name": "network"}
+
+    network: Annotated[str, Len(1)] = DEFAULT
+    """A file of `visual_tokenizer/backbones` (efficientnet_lite0 comes with the installation), or the folder or hub
     name of any vision model of transformers."""
 
     weights: str | None = None
@@ -59,7 +61,7 @@ class Teacher:
 
     Raises:
         MissingWeightsError: the network is not on this machine; the message says what to download.
-        FileNotFoundError: `name` is a path where nothing is.
+        FileNotFoundError: `network` is a path where nothing is.
         ValueError: the network looks at clips.
     """
 
@@ -139,17 +141,19 @@ class Teacher:
 
 
 def _load(section: TeacherSection) -> Any:
-    stem = section.name.replace("-", "_")
+    stem = section.network.replace("-", "_")
     if stem in BackboneConfig.family.names():
         return load_backbone(stem, section.weights)
     if section.weights is not None:
-        raise ConfigError(f"teacher.weights must be null where name is a transformers model, got {section.weights!r}")
+        raise ConfigError(
+            f"teacher.weights must be null where network is a transformers model, got {section.weights!r}"
+        )
     try:
-        return load_backbone("transformers_vision", section.name)
+        return load_backbone("transformers_vision", section.network)
     except MissingWeightsError as error:
         raise MissingWeightsError(
-            f"teacher.name: '{section.name}' is not on this machine, and the hub does not give it: where there is a "
-            f"network, `hf download {section.name} --local-dir FOLDER` (config.json, model.safetensors and "
-            "preprocessor_config.json), then `--teacher.name FOLDER`; or take `--teacher.name efficientnet-lite0`, "
-            "which is installed"
+            f"teacher.network: '{section.network}' is not on this machine, and the hub does not give it: where there is "
+            f"a network, `hf download {section.network} --local-dir FOLDER` (config.json, model.safetensors and "
+            "preprocessor_config.json), then `--teacher.network FOLDER`; or take `--teacher.network "
+            "efficientnet_lite0`, which is installed"
         ) from error

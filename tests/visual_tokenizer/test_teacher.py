@@ -59,7 +59,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet_lite0"])
 def test_it_gives_what_the_network_gives(name):
-    teacher, network, batch = Teacher(TeacherSection(name=name)), load_backbone("efficientnet_lite0"), batch_of(1, 2)
+    teacher, network, batch = Teacher(TeacherSection(network=name)), load_backbone("efficientnet_lite0"), batch_of(1, 2)
     assert torch.equal(teacher.features(batch, 3), network.features(batch["pixels"], 4)[3])
     assert torch.equal(teacher.features(batch, None)[:, :, 0, 0], network.embedding(batch["pixels"]))
     assert teacher.features(batch, 3, 64).shape[2:] == (4, 4)
@@ -71,10 +71,10 @@ def test_a_folder_of_transformers_is_a_teacher(tmp_path):
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     ViTModel(ViTConfig(image_size=24, patch_size=8, **shape)).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
-    teacher = Teacher(TeacherSection(name=str(tmp_path)))
+    teacher = Teacher(TeacherSection(network=str(tmp_path)))
     assert teacher.features(batch_of(1), teacher.level(-1)).shape == (1, 16, 3, 3)
     with pytest.raises(ConfigError, match=r"teacher\.weights must be null"):
-        Teacher(TeacherSection(name=str(tmp_path), weights="x.pth"))
+        Teacher(TeacherSection(network=str(tmp_path), weights="x.pth"))
 
 
 def test_half_precision_is_near_and_computes_in_it_whatever_the_autocast():
@@ -274,7 +274,7 @@ def test_without_the_network_a_recipe_says_what_is_missing_at_once_and_runs_with
     values = {
         **tiny_values,
         "losses": [{"type": "l1"}, {**DISTILLATION, "level": -1}],
-        "teacher": {"name": "openai/clip-vit-base-patch16"},
+        "teacher": {"network": "openai/clip-vit-base-patch16"},
     }
     values["data"] = {**values["data"], "source": {"type": "image_folder", "folder": str(tmp_path / "nowhere")}}
     values["training"] = {**values["training"], "max_steps": 2}
@@ -285,7 +285,7 @@ def test_without_the_network_a_recipe_says_what_is_missing_at_once_and_runs_with
     lines = [line for line in failed.stderr.splitlines() if line.startswith("visual_tokenizer.train: error:")]
     assert len(lines) == 1
     assert "`hf download openai/clip-vit-base-patch16 --local-dir FOLDER`" in lines[0]
-    assert "`--teacher.name efficientnet-lite0`" in lines[0]
+    assert "`--teacher.network efficientnet_lite0`" in lines[0]
     assert not Path(values["output_dir"]).exists()  # nothing was read or written; nor are there pictures
     source = json.dumps(tiny_values["data"]["source"])
     done = run_entry_point(recipe, tmp_path, "--teacher.name", "efficientnet-lite0", "--data.source", source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import typing
 from collections.abc import Mapping
@@ -53,17 +54,17 @@ def set_field(cls: Any, values: dict[str, Any], key: str, value: Any, where: str
         key: dotted, with `_` or `-`; naming another `type` for a section drops its other keys.
         where: key of the section that `values` are, for messages.
     """
+    if isinstance(cls, type) and issubclass(cls, Section):
+        written = key.replace("-", "_")
+        for former, now in cls.renamed.items():
+            if written in (former, now):
+                _pop(values, former)
+            if written == former:
+                _tell(where, former, now)
+                return None if now is None else set_field(cls, values, now, value, where)
     name, _, rest = key.partition(".")
     if dataclasses.is_dataclass(cls):  # else these are names of somebody else, such as columns
         name = name.replace("-", "_")
-        key = below(name, rest) if rest else name
-    if isinstance(cls, type) and issubclass(cls, Section):
-        for former, now in cls.renamed.items():
-            if key in (former, now):
-                _pop(values, former)
-            if key == former:
-                _tell(where, former, now)
-                return None if now is None else set_field(cls, values, now, value, where)
     if rest:
         section = values.get(name)
         values[name] = section = dict(section) if isinstance(section, Mapping) else {}
@@ -88,6 +89,7 @@ def _section_of(cls: Any, name: str, values: Mapping[str, Any]) -> Any:
     return section.family.get(kind).Config if kind in section.family.names() else None
 
 
+@functools.cache  # once a program: a config is read several times
 def _tell(key: str, former: str, now: str | None) -> None:
     if now is None:
         logger.warning("%s has no use any more", below(key, former))

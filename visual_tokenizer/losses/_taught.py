@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 from torch import Tensor
@@ -20,11 +20,13 @@ from visual_tokenizer.teacher import DEFAULT, Teacher, TeacherSection
 class TaughtConfig(LossConfig):
     """Fields of every such loss."""
 
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
     network: str | None = None
-    """A network of the loss's own, named as `teacher.name`; null: the recipe's teacher or, where there is none,
+    """A network of the loss's own, named as `teacher.network`; null: the recipe's teacher or, where there is none,
     EfficientNet-Lite0."""
 
-    network_weights: str | None = None
+    weights: str | None = None
     """State dict of `network` (`transformers_vision`: folder or name); null: that of the installed package."""
 
     level: int | None = None
@@ -37,8 +39,8 @@ class TaughtConfig(LossConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.network is None and self.network_weights is not None:
-            raise UserError(f"network_weights must be null where network is, got {self.network_weights!r}")
+        if self.network is None and self.weights is not None:
+            raise UserError(f"weights must be null where network is, got {self.weights!r}")
 
     @property
     def wants_teacher(self) -> bool:
@@ -67,8 +69,8 @@ class Taught(NetworkHolder, Loss):
 
 def _own_teacher(config: TaughtConfig) -> Teacher:
     if config.network == "transformers_vision":
-        return Teacher(TeacherSection(name=config.network_weights or config.network))
-    return Teacher(TeacherSection(name=config.network or DEFAULT, weights=config.network_weights))
+        return Teacher(TeacherSection(network=config.weights or config.network))
+    return Teacher(TeacherSection(network=config.network or DEFAULT, weights=config.weights))
 
 
 def resized_map(maps: Tensor, grid: tuple[int, int]) -> Tensor:

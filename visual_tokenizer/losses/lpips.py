@@ -15,7 +15,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -101,7 +101,9 @@ def lpips_distance(network: Backbone, heads: Sequence[Tensor], pixels: Tensor, r
 class LpipsConfig(LossConfig):
     """Configures LPIPS."""
 
-    network_weights: str | None = None
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
+    weights: str | None = None
     """State dict of torchvision's VGG-16; null: the one in torch.hub's folder."""
     heads: str | None = None
     """The learned weights, `vgg.pth` of the package lpips (v0.1); null: those of the installed package."""
@@ -120,7 +122,7 @@ class Lpips(NetworkHolder, Loss):
     def __init__(self, config: LpipsConfig) -> None:
         super().__init__(config)
         path = find_heads(config.heads)
-        network = load_backbone("vgg16", config.network_weights)
+        network = load_backbone("vgg16", config.weights)
         self.heads = load_heads(path, network.feature_dims)
         self.weights_digest = f"{network.weights_digest}-{file_digest(path)}"
         self.hold(network)

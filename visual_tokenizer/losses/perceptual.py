@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Len
@@ -62,9 +62,11 @@ def perceptual_distance(
 class PerceptualConfig(LossConfig):
     """Configures the perceptual loss."""
 
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
     network: str | None = "efficientnet_lite0"
     """Frozen network: a file of `visual_tokenizer/backbones`; null: the recipe's teacher."""
-    network_weights: str | None = None
+    weights: str | None = None
     """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
     layers: Annotated[list[Annotated[int, Ge(0)]], Len(1), Different()] | None = None
     """Levels of the network to compare, 0 the finest; null: all."""
@@ -86,7 +88,7 @@ class Perceptual(NetworkHolder, Loss):
         if teacher is not None:
             network = teacher.network
         elif config.network is not None:
-            network = load_backbone(config.network, config.network_weights)
+            network = load_backbone(config.network, config.weights)
         else:
             raise UserError("network must name a network where the recipe has no teacher, got null")
         require_pictures(network)

@@ -38,7 +38,7 @@ class Metric:
     """
 
     Config: ClassVar[type[MetricConfig]]
-    unprotocolled: ClassVar[tuple[str, ...]] = ("network_weights", "heads")
+    unprotocolled: ClassVar[tuple[str, ...]] = ("weights", "heads")
     """Fields in which two values may differ and still be compared: where files of weights lie."""
 
     def __init__(self, config: MetricConfig, sums: dict[str, Tensor]) -> None:

@@ -6,7 +6,9 @@ Paper: TokBench: Evaluating Your Visual Tokenizer before Visual Generation (Wu e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,9 +22,11 @@ from visual_tokenizer.metrics.base import MetricConfig, PictureMean, round_pixel
 class FaceFidelityConfig(MetricConfig):
     """Configures the fidelity of faces."""
 
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
     network: str = "transformers_vision"
     """Frozen network whose `embedding` tells persons apart: a file of `visual_tokenizer/backbones`."""
-    network_weights: str | None = None
+    weights: str | None = None
     """Its weights, trained to tell faces apart: for `transformers_vision` a folder or a model of the hub; required."""
 
 
@@ -33,21 +37,21 @@ class FaceFidelity(PictureMean):
     the network wants it (no face is looked for here); float32, also under autocast.
 
     Raises:
-        MissingWeightsError: `network_weights` is not given or not there: no face network comes with this package.
+        MissingWeightsError: `weights` is not given or not there: no face network comes with this package.
     """
 
     Config = FaceFidelityConfig
 
     def __init__(self, config: FaceFidelityConfig | None = None) -> None:
         config = config or FaceFidelityConfig()
-        if config.network_weights is None:
+        if config.weights is None:
             raise MissingWeightsError(
-                "face_fidelity needs network_weights: a network trained to tell faces apart (for the network "
+                "face_fidelity needs weights: a network trained to tell faces apart (for the network "
                 "transformers_vision a folder with config.json, model.safetensors and preprocessor_config.json); "
                 "none comes with this package"
             )
         super().__init__(config, "face_similarity")
-        self.network = load_backbone(config.network, config.network_weights)
+        self.network = load_backbone(config.network, config.weights)
         require_pictures(self.network)
 
     def weights_digest(self) -> str:

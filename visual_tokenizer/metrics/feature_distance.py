@@ -6,7 +6,9 @@ Paper: GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from visual_tokenizer.backbones.base import Backbone, load_backbone
 from visual_tokenizer.metrics._frechet import FrechetMetric
@@ -17,9 +19,11 @@ from visual_tokenizer.metrics.base import MetricConfig
 class FeatureDistanceConfig(MetricConfig):
     """Configures the Fréchet distance."""
 
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
     network: str = "efficientnet_lite0"
     """Frozen network: a file of `visual_tokenizer/backbones`."""
-    network_weights: str | None = None
+    weights: str | None = None
     """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
 
 
@@ -38,5 +42,5 @@ class FeatureDistance(FrechetMetric):
 
     def __init__(self, config: FeatureDistanceConfig | None = None, network: Backbone | None = None) -> None:
         config = config or FeatureDistanceConfig()
-        network = network or load_backbone(config.network, config.network_weights)
+        network = network or load_backbone(config.network, config.weights)
         super().__init__(config, network, f"FD-{network.config.type}")

@@ -6,7 +6,9 @@ Paper: GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from visual_tokenizer.backbones.base import load_backbone
 from visual_tokenizer.metrics._frechet import FrechetMetric
@@ -17,7 +19,9 @@ from visual_tokenizer.metrics.base import MetricConfig
 class FIDConfig(MetricConfig):
     """Configures FID; the network cannot be chosen, since another one's distance is no FID."""
 
-    network_weights: str | None = None
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
+    weights: str | None = None
     """The published state dict of the Inception of 2015-12-05; null: the one in torch.hub's folder."""
 
 
@@ -35,4 +39,4 @@ class FID(FrechetMetric):
 
     def __init__(self, config: FIDConfig | None = None) -> None:
         config = config or FIDConfig()
-        super().__init__(config, load_backbone("inception_v3", config.network_weights), "FID")
+        super().__init__(config, load_backbone("inception_v3", config.weights), "FID")

@@ -6,7 +6,9 @@ arXiv:1812.01717, section 3. Between clips and their reconstructions it is what 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from visual_tokenizer.backbones.base import load_backbone
 from visual_tokenizer.metrics._frechet import FrechetMetric
@@ -17,7 +19,9 @@ from visual_tokenizer.metrics.base import MetricConfig
 class FVDConfig(MetricConfig):
     """Configures FVD; the network cannot be chosen, since another one's distance is no FVD."""
 
-    network_weights: str | None = None
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
+    weights: str | None = None
     """State dict of I3D in the layout of pytorch-i3d; null: `rgb_imagenet.pt` in torch.hub's folder."""
 
 
@@ -36,4 +40,4 @@ class FVD(FrechetMetric):
 
     def __init__(self, config: FVDConfig | None = None) -> None:
         config = config or FVDConfig()
-        super().__init__(config, load_backbone("i3d", config.network_weights), "FVD")
+        super().__init__(config, load_backbone("i3d", config.weights), "FVD")

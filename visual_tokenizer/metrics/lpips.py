@@ -5,7 +5,9 @@ Paper: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Z
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +20,9 @@ from visual_tokenizer.metrics.base import MetricConfig, PictureMean, round_pixel
 class LPIPSMetricConfig(MetricConfig):
     """Configures LPIPS."""
 
-    network_weights: str | None = None
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
+    weights: str | None = None
     """State dict of torchvision's VGG-16; null: the one in torch.hub's folder."""
     heads: str | None = None
     """The learned weights, `vgg.pth` of the package lpips (v0.1); null: those of the installed package."""
@@ -40,7 +44,7 @@ class LPIPSMetric(PictureMean):
     def __init__(self, config: LPIPSMetricConfig | None = None) -> None:
         config = config or LPIPSMetricConfig()
         super().__init__(config, "lpips_vgg")
-        self.loss = Lpips(LpipsConfig(network_weights=config.network_weights, heads=config.heads))
+        self.loss = Lpips(LpipsConfig(weights=config.weights, heads=config.heads))
 
     def weights_digest(self) -> str:
         """Return the digests of VGG-16 and of the heads."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Len
@@ -18,9 +19,11 @@ from visual_tokenizer.metrics.base import MetricConfig, PictureMean, round_pixel
 class PerceptualDistanceConfig(MetricConfig):
     """Configures the perceptual distance."""
 
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
     network: str = "efficientnet_lite0"
     """Frozen network: a file of `visual_tokenizer/backbones`."""
-    network_weights: str | None = None
+    weights: str | None = None
     """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
     layers: Annotated[list[Annotated[int, Ge(0)]], Len(1), Different()] | None = None
     """Levels of the network to compare, 0 the finest; null: all."""
@@ -29,9 +32,7 @@ class PerceptualDistanceConfig(MetricConfig):
 
     def loss(self) -> PerceptualConfig:
         """Return the config of the loss of the same distance."""
-        return PerceptualConfig(
-            network=self.network, network_weights=self.network_weights, layers=self.layers, min_size=self.min_size
-        )
+        return PerceptualConfig(network=self.network, weights=self.weights, layers=self.layers, min_size=self.min_size)
 
 
 class PerceptualDistance(PictureMean):

@@ -135,7 +135,7 @@ def test_it_is_learned_and_reaches_the_encoder_through_the_codes():
         ({"channels": [0]}, "channels must hold 2"),
         ({"level": 5}, "0..4"),
         ({"level": -6}, "0..4"),
-        ({"network_weights": "file.pth"}, "network_weights must be null"),
+        ({"weights": "file.pth"}, "weights must be null"),
         ({"size": 16}, "size must be 32 or more"),
         ({"depth": -1}, "depth must be 0 or more"),
         ({"heads": 0}, "heads must be 1 or more"),

@@ -44,7 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("lpips")
     torch.save(trunk(), folder / "vgg16.pth")
     torch.save(heads(), folder / "vgg.pth")
-    return {"network_weights": str(folder / "vgg16.pth"), "heads": str(folder / "vgg.pth")}
+    return {"weights": str(folder / "vgg16.pth"), "heads": str(folder / "vgg.pth")}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_what_is_missing_or_wrong_is_named(
     empty = ModuleType("lpips")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: empty.__spec__)
     with pytest.raises(MissingWeightsError, match="pip install --no-deps lpips"):
-        Lpips(LpipsConfig(network_weights=files["network_weights"]))
+        Lpips(LpipsConfig(weights=files["weights"]))
     with pytest.raises(MissingWeightsError, match=r"/nowhere/vgg\.pth"):
         find_heads("/nowhere/vgg.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -149,6 +149,6 @@ def test_what_is_missing_or_wrong_is_named(
         Lpips(LpipsConfig(heads=files["heads"]))
     torch.save({**heads(), "lin3.model.1.weight": torch.rand(1, 384, 1, 1)}, tmp_path / "alex.pth")
     with pytest.raises(UserError, match=r"lin3\.model\.1\.weight of shape \(1, 512, 1, 1\)"):
-        Lpips(LpipsConfig(network_weights=files["network_weights"], heads=str(tmp_path / "alex.pth")))
+        Lpips(LpipsConfig(weights=files["weights"], heads=str(tmp_path / "alex.pth")))
     with pytest.raises(UserError, match="at least 16 x 16"):
         loss.distance(torch.zeros(1, 3, 15, 32), torch.zeros(1, 3, 15, 32))

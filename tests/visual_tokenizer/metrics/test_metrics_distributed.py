@@ -18,7 +18,7 @@ from visual_tokenizer.metrics import _text, face_fidelity, feature_distance, fid
 from visual_tokenizer.metrics.base import Metric, MetricConfig
 
 CLIPS = {"fvd"}
-FIELDS: dict[str, dict[str, Any]] = {"face_fidelity": {"network_weights": "stub"}}
+FIELDS: dict[str, dict[str, Any]] = {"face_fidelity": {"weights": "stub"}}
 
 
 class Stub(Backbone):
@@ -151,7 +151,7 @@ def test_the_protocol_says_what_is_measured(name: str) -> None:
     protocol = build(name).protocol()
     assert protocol["type"] == name
     assert len(protocol["measures"]) > 10
-    assert not {"network_weights", "heads"} & protocol.keys()
+    assert not {"weights", "heads"} & protocol.keys()
 
 
 def test_the_reader_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

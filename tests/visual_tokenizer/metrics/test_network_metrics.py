@@ -106,7 +106,7 @@ def test_fvd_is_the_frechet_distance_of_clips_by_torchmetrics(monkeypatch: pytes
 
 def test_face_similarity_is_the_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(face_fidelity, "load_backbone", lambda *_: Means())
-    metric = FaceFidelity(FaceFidelityConfig(network_weights="stub"))
+    metric = FaceFidelity(FaceFidelityConfig(weights="stub"))
     pixels, other = (round_to_levels(pictures(3, 3, 8, 8, seed=seed)) / 127.5 - 1 for seed in (0, 1))
     metric.update(pixels, other)
     a, b = (Means().embedding(side).double() for side in (pixels, other))
@@ -121,10 +121,10 @@ def test_face_similarity_is_the_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
     ("section", "message"),
     [
         ({"type": "fid"}, "inception-2015-12-05"),
-        ({"type": "fid", "network_weights": "/nowhere/x.pth"}, "/nowhere/x.pth"),
+        ({"type": "fid", "weights": "/nowhere/x.pth"}, "/nowhere/x.pth"),
         ({"type": "fvd"}, r"rgb_imagenet\.pt"),
         ({"type": "lpips"}, "vgg"),
-        ({"type": "face_fidelity"}, "face_fidelity needs network_weights"),
+        ({"type": "face_fidelity"}, "face_fidelity needs weights"),
         ({"type": "feature_distance", "network": "vgg16"}, "vgg16-397923af"),
     ],
 )
@@ -139,7 +139,7 @@ def test_missing_weights_are_named(
 def test_a_network_of_clips_is_no_network_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(face_fidelity, "load_backbone", lambda *_: Means(takes_clips=True))
     with pytest.raises(ValueError, match="looks at clips"):
-        FaceFidelity(FaceFidelityConfig(network_weights="stub"))
+        FaceFidelity(FaceFidelityConfig(weights="stub"))
 
 
 def test_lpips_reports_the_loss_on_rounded_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
