@@ -213,7 +213,7 @@ def test_user_errors_are_one_line_and_exit_code_2(folders, tmp_path):
     draw = ("generate", "--model", merged, "--prompt", "a", "--output", picture)
     join = ("merge", "--language-model", text, "--visual-tokenizer", codec, "--output", tmp_path / "out")
     cases = [
-        ((*draw, "--temperature", -1), "mmlm generate: error: temperature must be 0 (greedy) or more, got -1.0"),
+        ((*draw, "--temperature", -1), "mmlm generate: error: temperature must be 0 or more, got -1.0"),
         ((*draw, "--device", "abacus"), "device 'abacus' cannot be used"),
         (("generate", "--model", tmp_path, "--prompt", "a", "--output", picture), "it is no merged model"),
         (("generate", "--model", tmp_path / "gone", "--prompt", "a", "--output", picture), "merged model"),

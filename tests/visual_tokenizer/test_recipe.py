@@ -51,7 +51,7 @@ def test_another_type_drops_the_fields_of_the_first(path):
 
 
 def test_unknown_key_names_key_file_and_nearest(path):
-    with pytest.raises(ConfigError, match=r"toy\.yaml\.optimizer: unknown key 'learning_rat'.*'learning_rate'"):
+    with pytest.raises(ConfigError, match=r"toy\.yaml: optimizer: unknown key 'learning_rat'.*'learning_rate'"):
         read(path, "--optimizer.learning_rat", "1")
     path.write_text("quantiser: {type: vq}\n")
     with pytest.raises(ConfigError, match=r"toy\.yaml: unknown key 'quantiser'.*Did you mean 'quantizer'"):

@@ -19,8 +19,8 @@ from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig
 class SignConfig(QuantizerConfig):
     """Fields of every quantizer by sign."""
 
-    codebook_size: int = 8192
-    """Number of codes K, a power of two from 2 to 2^62; a code has log2 K channels."""
+    codebook_size: Annotated[int, Ge(2)] = 8192
+    """Number of codes K, a power of two up to 2^62; a code has log2 K channels."""
 
     index_order: BitOrder = "most_significant_first"
     """Whether the first channel is the index's most or least significant bit."""

@@ -37,7 +37,7 @@ class FeaturesConfig(InitializerConfig):
     iterations: Annotated[int, Ge(1)] = 10
     """Lloyd iterations of the k-means."""
 
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the choice of the first centres."""
 
 

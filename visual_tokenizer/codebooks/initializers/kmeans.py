@@ -27,7 +27,7 @@ class KMeansConfig(InitializerConfig):
     iterations: Annotated[int, Ge(1)] = 10
     """Lloyd iterations."""
 
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the choice of the first centres."""
 
 
