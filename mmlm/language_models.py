@@ -60,11 +60,11 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Pre
     if not path.is_file():
         raise MissingFileError(f"no GGUF file at {path}")
     options: dict[str, Any] = {"gguf_file": path.name}
-    tokenizer = load_text_tokenizer(str(path.parent), **options)
+    tokenizer = load_text_tokenizer(str(path.parent), f"text tokenizer in {path.name}", **options)
     gguf_config = getattr(transformers, "GgufConfig", None)
     if gguf_config is not None:
         options["quantization_config"] = gguf_config(dequantize=True)
-    model = load_causal_lm(str(path.parent), dtype=dtype, **options)
+    model = load_causal_lm(str(path.parent), f"language model in {path.name}", dtype=dtype, **options)
     detach_gguf(model)
     return model.eval(), tokenizer
 

@@ -111,7 +111,7 @@ def load_whole(
     """
     options |= {"subfolder": subfolder} if subfolder else {}
     options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    needs = (CONFIG,) if "gguf_file" in options else MODEL_FILES
+    needs = () if "gguf_file" in options else MODEL_FILES
     with loading(name, what, needs, subfolder=subfolder, model_type=model_type), _without_report():
         model, info = load(name, **options)
     wrong = {kind: sorted(_named(item) for item in info.get(kind) or ()) for kind in refused}
@@ -126,14 +126,16 @@ def load_whole(
     return model, info
 
 
-def load_text_tokenizer(name: Any, *, subfolder: str = "", **options: Any) -> PreTrainedTokenizerBase:
+def load_text_tokenizer(
+    name: Any, what: str = "text tokenizer", *, subfolder: str = "", **options: Any
+) -> PreTrainedTokenizerBase:
     """Return a folder's or repository's text tokenizer; no code of its own is run.
 
     Raises:
         UserError: there is none, or its files are damaged.
     """
     options = {"subfolder": subfolder, **options, "trust_remote_code": False}
-    with loading(name, "text tokenizer", subfolder=subfolder):
+    with loading(name, what, subfolder=subfolder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
         if "gguf_file" not in options:
             require_vocabulary(tokenizer, Path(str(name), subfolder))
