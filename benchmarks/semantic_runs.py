@@ -16,7 +16,7 @@ from visual_tokenizer.outputs import ABSENT
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.semantic_evaluation import MeasuredPictures, measure_semantics
 from visual_tokenizer.semantic_recipe import SemanticSection
-from visual_tokenizer.semantics._pictures import SemanticData
+from visual_tokenizer.semantics.base import SemanticData
 from visual_tokenizer.semantics.knn import KNNConfig, nearest_classes
 from visual_tokenizer.semantics.text_retrieval import TextRetrievalConfig, recalled
 
@@ -80,7 +80,7 @@ def outcomes(data: SemanticData) -> dict[str, list[float]]:
     """
     classed = data.having(["labels"])
     wanted, owned = classed.class_numbers(classed.heldout), classed.class_numbers(classed.train)
-    found = nearest_classes(classed.views["codes"], owned, len(classed.classes), KNNConfig().neighbours)
+    found = nearest_classes(classed.views["codes"], owned, KNNConfig().neighbours)
     captioned = data.having(["captions"])
     ranks = TextRetrievalConfig().ranks
     hits = recalled(captioned.views["codes"], captioned, ranks)

@@ -17,7 +17,7 @@ from visual_tokenizer.outputs import ABSENT
 from visual_tokenizer.semantic_evaluation import SemanticReport, semantic_rows
 from visual_tokenizer.semantic_page import ShownCode, Swap, Use, semantic_page
 from visual_tokenizer.semantic_recipe import SemanticSection
-from visual_tokenizer.semantics._pictures import SemanticData, TokenizedPictures, join_pictures
+from visual_tokenizer.semantics.base import SemanticData, TokenizedPictures, join_pictures
 
 WORDS = 5
 """Words of a code, at most."""

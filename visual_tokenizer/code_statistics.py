@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from visual_tokenizer.outputs import ABSENT
-from visual_tokenizer.semantics._code_classes import code_class_counts
-from visual_tokenizer.semantics._pictures import SemanticData, join_pictures
+from visual_tokenizer.semantics.base import SemanticData, code_class_counts, join_pictures
 
 LEAST_PICTURES = 5
 """Pictures that a code must stand in to be called pure."""

@@ -21,8 +21,13 @@ from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.runs.processes import on_first_process
 from visual_tokenizer.semantic_recipe import LEAST, SemanticSection, measure_configs
-from visual_tokenizer.semantics._pictures import SemanticData, TokenizedPictures, join_pictures
-from visual_tokenizer.semantics.base import SemanticMeasure, SemanticMeasureConfig
+from visual_tokenizer.semantics.base import (
+    SemanticData,
+    SemanticMeasure,
+    SemanticMeasureConfig,
+    TokenizedPictures,
+    join_pictures,
+)
 from visual_tokenizer.text_encoders.base import TextEncoder, TextEncoderConfig
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
@@ -115,7 +120,7 @@ def measure_semantics(
     if source.config.clip_frames:
         raise UserError("semantic: meaning is measured on pictures, but the source gives clips")
     column = label_column(source, section.label)
-    network: Backbone = load_backbone(section.network, section.network_weights)
+    network: Backbone = load_backbone(section.network, section.weights)
     require_pictures(network)
     network.to(accelerator.device)
     text_encoder: TextEncoder | None = None

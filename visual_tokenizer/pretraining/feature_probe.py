@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from transformers import BeitModel
 
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.semantics._pictures import View
+from visual_tokenizer.semantics.base import View, require_scikit_learn
 from visual_tokenizer.semantics.knn import nearest_classes
-from visual_tokenizer.semantics.linear_probe import LinearProbe, LinearProbeConfig, accuracy
+from visual_tokenizer.semantics.linear_probe import LinearProbe, LinearProbeConfig
 from visual_tokenizer.training_data import PictureSet
 
 PIXEL_SIDE = 32
@@ -52,8 +52,9 @@ def labelled_features(
     """Compute the features of all pictures that have a label.
 
     Raises:
-        UserError: the source has no such column, or no picture has a label.
+        UserError: the source has no such column, no picture has a label, or scikit-learn is not installed.
     """
+    require_scikit_learn()
     views: dict[str, list[Tensor]] = {}
     labels: list[str] = []
     for batch in pictures.batches(64):
@@ -85,8 +86,13 @@ def probe(train: LabelledFeatures, heldout: LabelledFeatures, neighbours: int, s
     Channels are standardised over the training pictures. The classifier is a logistic regression whose penalty is
     chosen on a part of the training pictures. A held-out picture of a class that no training picture has counts as
     wrong; chance is the share of the commonest class.
+
+    Raises:
+        UserError: the training pictures are of one class.
     """
     classes = sorted(set(train.labels))
+    if len(classes) < 2:
+        raise UserError(f"probe.label_column must tell training pictures apart, got one class, {classes[0]!r}")
     numbers = {name: number for number, name in enumerate(classes)}
     owned, wanted = (
         torch.tensor([numbers.get(label, -1) for label in part.labels], dtype=torch.int64) for part in (train, heldout)
@@ -94,9 +100,8 @@ def probe(train: LabelledFeatures, heldout: LabelledFeatures, neighbours: int, s
     values = {"chance": (wanted == torch.bincount(owned).argmax()).double().mean().item()}
     linear = LinearProbe(LinearProbeConfig(), seed)
     for name in train.views:
-        view = View(train.views[name].double(), heldout.views[name].double()).standardised()
-        voted = nearest_classes(view, owned, len(classes), neighbours)
+        view = View(*(part.views[name].double().numpy() for part in (train, heldout))).standardised()
+        voted = nearest_classes(view, owned, neighbours)
         values[f"knn_accuracy_{name}"] = (voted == wanted).double().mean().item()
-        fitted = linear.fit(view.train, owned, len(classes))
-        values[f"linear_accuracy_{name}"] = accuracy(fitted, view.heldout, wanted)
+        values[f"linear_accuracy_{name}"] = linear.accuracy(view, owned.numpy(), wanted.numpy())
     return values

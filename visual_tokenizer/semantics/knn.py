@@ -7,26 +7,22 @@ section 3.4, with plain votes in place of weighted ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from visual_tokenizer.errors import UserError
-from visual_tokenizer.semantics._cosines import cosines
-from visual_tokenizer.semantics._pictures import SemanticData, View
-from visual_tokenizer.semantics.base import SemanticMeasure, SemanticMeasureConfig
+from visual_tokenizer.semantics.base import SemanticData, SemanticMeasure, SemanticMeasureConfig, View
 
 
 @dataclass(kw_only=True)
 class KNNConfig(SemanticMeasureConfig):
     """Fields of the nearest neighbours."""
 
-    neighbours: int = 5
-    """Training pictures that vote, all where there are fewer; 1 or more."""
-
-    def __post_init__(self) -> None:
-        if self.neighbours < 1:
-            raise UserError(f"neighbours must be 1 or more, got {self.neighbours}")
+    neighbours: Annotated[int, Ge(1)] = 5
+    """Training pictures that vote, all where there are fewer."""
 
 
 class KNN(SemanticMeasure):
@@ -45,26 +41,25 @@ class KNN(SemanticMeasure):
         owned = data.class_numbers(data.train)
         values = {"knn_accuracy_chance": data.majority_share}
         for name, view in data.views.items():
-            found = nearest_classes(view, owned, len(data.classes), self.config.neighbours)
+            found = nearest_classes(view, owned, self.config.neighbours)
             values[f"knn_accuracy_{name}"] = (found == wanted).double().mean().item()
         return values
 
 
-def nearest_classes(view: View, classes: Tensor, count: int, neighbours: int) -> Tensor:
+def nearest_classes(view: View, classes: Tensor, neighbours: int) -> Tensor:
     """Return the class that the neighbours of each held-out picture vote for, (P',) int64.
 
     Args:
         view: vectors of the pictures.
-        classes: (P,) int64 in [0, count) of the training pictures.
-        count: number of classes.
+        classes: (P,) int64 of the training pictures.
         neighbours: k.
     """
+    from sklearn.neighbors import KNeighborsClassifier
+
     k = min(neighbours, len(classes))
-    found = []
-    for part in cosines(view):
-        nearest = part.topk(k, dim=1)
-        voted = classes[nearest.indices]
-        votes = torch.zeros(len(part), count, dtype=torch.float64)
-        votes.scatter_add_(1, voted, 1 + nearest.values / (2 * k + 1))  # sums of cosines differ by 2 k at most
-        found.append(votes.argmax(1))
-    return torch.cat(found)
+
+    def votes(distances: np.ndarray) -> np.ndarray:
+        return 1 + (1 - distances) / (2 * k + 1)  # sums of cosines differ by 2 k at most
+
+    voters = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=votes)
+    return torch.from_numpy(voters.fit(view.train, classes.numpy()).predict(view.heldout))

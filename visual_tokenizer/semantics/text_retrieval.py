@@ -11,27 +11,23 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Len
 from torch import Tensor
 
-from visual_tokenizer.errors import UserError
 from visual_tokenizer.retrieval import topk_caption_accuracy
-from visual_tokenizer.semantics._pictures import SemanticData, View
-from visual_tokenizer.semantics._ridge import fit_ridge
-from visual_tokenizer.semantics.base import SemanticMeasure, SemanticMeasureConfig
+from visual_tokenizer.semantics._text_space import to_text_space
+from visual_tokenizer.semantics.base import SemanticData, SemanticMeasure, SemanticMeasureConfig, View
 
 
 @dataclass(kw_only=True)
 class TextRetrievalConfig(SemanticMeasureConfig):
     """Fields of the retrieval."""
 
-    ranks: list[int] = field(default_factory=lambda: [1, 5, 10])
-    """Numbers k of recall at k, each 1 or more."""
-
-    def __post_init__(self) -> None:
-        if not self.ranks or min(self.ranks) < 1:
-            raise UserError(f"ranks must be 1 or more, at least one, got {self.ranks}")
+    ranks: Annotated[list[Annotated[int, Ge(1)]], Len(1)] = field(default_factory=lambda: [1, 5, 10])
+    """Numbers k of recall at k."""
 
 
 class TextRetrieval(SemanticMeasure):
@@ -71,9 +67,8 @@ def recalled(view: View, data: SemanticData, ranks: Sequence[int]) -> dict[str, 
         data: the pictures.
         ranks: numbers k of recall at k.
     """
-    view, captions = view.standardised(), list(data.heldout.captions)
-    ridge = fit_ridge(view.train, data.train.texts.double())
-    pictures, sentences = ridge(view.heldout) - ridge.target_mean, data.heldout.texts.double() - ridge.target_mean
+    captions, texts = list(data.heldout.captions), data.train.texts.double()
+    pictures, sentences = to_text_space(view, texts), data.heldout.texts.double() - texts.mean(0)
     limits = torch.tensor(ranks)
     found = {}
     for direction, queries, bank in (("text_to_image", sentences, pictures), ("image_to_text", pictures, sentences)):

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.semantics._pictures import SemanticData
-from visual_tokenizer.semantics._ridge import fit_ridge
-from visual_tokenizer.semantics.base import SemanticMeasure, SemanticMeasureConfig
+from visual_tokenizer.semantics._text_space import to_text_space
+from visual_tokenizer.semantics.base import SemanticData, SemanticMeasure, SemanticMeasureConfig
 
 
 @dataclass(kw_only=True)
@@ -24,6 +23,7 @@ class ZeroShotConfig(SemanticMeasureConfig):
     """Sentence about a class; `{}` stands for its name."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if "{}" not in self.prompt:
             raise UserError(f"prompt must hold {{}}, where the class is put, got {self.prompt!r}")
 
@@ -45,10 +45,9 @@ class ZeroShot(SemanticMeasure):
         names = data.text_encoder(sentences).double().cpu()
         wanted = data.class_numbers(data.heldout)
         values = {"zero_shot_accuracy_chance": data.majority_share}
+        texts = data.train.texts.double()
+        names = F.normalize(names - texts.mean(0), dim=1)
         for name, view in data.views.items():
-            view = view.standardised()
-            ridge = fit_ridge(view.train, data.train.texts.double())
-            pictures = F.normalize(ridge(view.heldout) - ridge.target_mean, dim=1)
-            found = (pictures @ F.normalize(names - ridge.target_mean, dim=1).T).argmax(1)
+            found = (F.normalize(to_text_space(view, texts), dim=1) @ names.T).argmax(1)
             values[f"zero_shot_accuracy_{name}"] = (found == wanted).double().mean().item()
         return values

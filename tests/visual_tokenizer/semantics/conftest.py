@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visual_tokenizer.semantics._pictures import SemanticData, TokenizedPictures
+from visual_tokenizer.semantics.base import SemanticData, TokenizedPictures
 
 CLASSES = ("animals", "flags", "food")
 CODES = 12

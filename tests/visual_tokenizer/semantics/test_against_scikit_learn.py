@@ -1,4 +1,4 @@
-"""What measures are made of, against scikit-learn's implementations."""
+"""What measures are made of, against their definitions and what scikit-learn counts."""
 
 from __future__ import annotations
 
@@ -7,22 +7,16 @@ import pytest
 import torch
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfTransformer
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.linear_model import Ridge
 from sklearn.metrics.cluster import contingency_matrix
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torch.nn import functional as F
 
 from visual_tokenizer.outputs import ABSENT
-from visual_tokenizer.semantics import _cosines
-from visual_tokenizer.semantics._code_classes import code_class_counts
-from visual_tokenizer.semantics._logistic_regression import fit_logistic_regression
-from visual_tokenizer.semantics._pictures import View
-from visual_tokenizer.semantics._ridge import RATIOS, fit_ridge
-from visual_tokenizer.semantics._token_bags import TokenBags
+from visual_tokenizer.semantics._text_space import RATIOS, fit_ridge
+from visual_tokenizer.semantics.base import SemanticMeasureConfig, View, code_class_counts, token_bags
 from visual_tokenizer.semantics.knn import nearest_classes
-from visual_tokenizer.semantics.mutual_information import mutual_information
-from visual_tokenizer.semantics.purity import purity
+from visual_tokenizer.semantics.linear_probe import fit_classifier
 from visual_tokenizer.semantics.text_retrieval import chance_of_recall
 
 
@@ -52,59 +46,69 @@ def counts_of(indices: Tensor) -> np.ndarray:
 def test_bags_of_tokens_are_tf_idf(generator) -> None:
     train, heldout = indices_of(generator, 40), indices_of(generator, 15)
     train[train == 8] = 7  # a code that no training picture holds is left out
-    bags = TokenBags(train, 9)
-    theirs = TfidfTransformer().fit(counts_of(train)[:, bags.vocabulary])
-    assert set(bags.vocabulary.tolist()) == set(range(8)) | set(range(9, 17))
-    for indices in (train, heldout):
-        wanted = theirs.transform(counts_of(indices)[:, bags.vocabulary]).toarray()
-        torch.testing.assert_close(bags(indices).to_dense(), torch.from_numpy(wanted))
+    view = token_bags(train, heldout, 9)
+    vocabulary = sorted(set(range(8)) | set(range(9, 17)))
+    theirs = TfidfTransformer().fit(counts_of(train)[:, vocabulary])
+    for indices, bags in ((train, view.train), (heldout, view.heldout)):
+        wanted = theirs.transform(counts_of(indices)[:, vocabulary]).toarray()
+        np.testing.assert_allclose(bags.toarray(), wanted)
 
 
 def test_bags_cost_nothing_for_codes_that_are_not_there(generator) -> None:
     indices = torch.randint(2**31 - 1, (6, 4, 1), generator=generator).to(torch.int32)
-    bag = TokenBags(indices, 2**31 - 1)(indices)
-    assert bag.is_sparse
+    bag = token_bags(indices, indices, 2**31 - 1).train
+    assert sparse.issparse(bag)
     assert bag.shape == (6, len(indices.unique()))
 
 
-@pytest.mark.parametrize("elements", [1, 1 << 24])
 @pytest.mark.parametrize("is_sparse", [False, True])
-def test_nearest_neighbours_vote(generator, elements: int, is_sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cosines, "ELEMENTS", elements)
-    train, heldout = (torch.rand(n, 7, generator=generator, dtype=torch.float64) for n in (60, 25))
+def test_nearest_neighbours_vote(generator, is_sparse: bool) -> None:
+    train, heldout = (torch.rand(n, 7, generator=generator, dtype=torch.float64).numpy() for n in (60, 25))
     classes = torch.randint(3, (60,), generator=generator)
-    view = View(train, heldout)
-    if is_sparse:
-        train, heldout = (part / part.norm(dim=1, keepdim=True) for part in (train, heldout))
-        view = View(train.to_sparse(), heldout.to_sparse())
-
-    def votes(distances: np.ndarray) -> np.ndarray:  # as ours: one each, and nearness where these are equal
-        return 1 + (1 - distances) / 11
-
-    theirs = KNeighborsClassifier(5, metric="cosine", algorithm="brute", weights=votes).fit(train, classes)
-    assert nearest_classes(view, classes, 3, 5).tolist() == theirs.predict(heldout).tolist()
+    view = View(*map(sparse.csr_matrix, (train, heldout))) if is_sparse else View(train, heldout)
+    cosines = (heldout @ train.T) / np.linalg.norm(heldout, axis=1)[:, None] / np.linalg.norm(train, axis=1)
+    wanted = []
+    for row in cosines:
+        nearest = row.argsort()[-5:]
+        votes = [
+            ((classes.numpy()[nearest] == one).sum(), row[nearest][classes.numpy()[nearest] == one].sum())
+            for one in range(3)
+        ]
+        wanted.append(votes.index(max(votes)))
+    assert nearest_classes(view, classes, 5).tolist() == wanted
 
 
 def test_a_majority_beats_nearer_neighbours() -> None:
     angles = torch.deg2rad(torch.tensor([1.0, 2.0, 40.0, 41.0, 42.0], dtype=torch.float64))
     train = torch.stack([angles.cos(), angles.sin()], dim=1)
-    view = View(train, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    view = View(train.numpy(), np.array([[1.0, 0.0]]))
     classes = torch.tensor([0, 0, 1, 1, 1])
-    assert nearest_classes(view, classes, 2, 5).tolist() == [1]
-    assert nearest_classes(view, classes, 2, 4).tolist() == [0]  # two each: the nearer
+    assert nearest_classes(view, classes, 5).tolist() == [1]
+    assert nearest_classes(view, classes, 4).tolist() == [0]  # two each: the nearer
 
 
 @pytest.mark.parametrize("strength", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("is_sparse", [False, True])
-def test_logistic_regression(generator, strength: float, is_sparse: bool) -> None:
+@pytest.mark.parametrize("count", [2, 3])
+def test_logistic_regression_minimises_its_loss(generator, strength: float, is_sparse: bool, count: int) -> None:
+    """Found anew by Newton's way to a gradient of 0; two classes have a row of weights each, as three have."""
     rows = torch.randn(80, 6, generator=generator, dtype=torch.float64)
-    classes = (rows[:, :3] + 0.8 * torch.randn(80, 3, generator=generator, dtype=torch.float64)).argmax(1)
-    ours = fit_logistic_regression(rows.to_sparse() if is_sparse else rows, classes, 3, strength)
+    classes = (rows[:, :count] + 0.8 * torch.randn(80, count, generator=generator, dtype=torch.float64)).argmax(1)
+    weights = torch.zeros(7, count, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([weights], max_iter=2000, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        logits = rows @ weights[:6] + weights[6]
+        value = strength * F.cross_entropy(logits, classes, reduction="sum") + weights[:6].square().sum() / 2
+        value.backward()
+        return value
+
+    search.step(loss)
     given = sparse.csr_matrix(rows.numpy()) if is_sparse else rows.numpy()
-    theirs = LogisticRegression(C=strength, tol=1e-9, max_iter=10_000).fit(given, classes.numpy())
-    torch.testing.assert_close(ours.weight.T, torch.from_numpy(theirs.coef_), rtol=1e-3, atol=1e-4)
-    probabilities = ours.logits(rows).softmax(1)
-    torch.testing.assert_close(probabilities, torch.from_numpy(theirs.predict_proba(given)), rtol=1e-3, atol=1e-5)
+    found = torch.from_numpy(fit_classifier(given, classes.numpy(), strength).predict_proba(given))
+    wanted = (rows @ weights[:6] + weights[6]).softmax(1).detach()
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [5, 70])
@@ -113,24 +117,36 @@ def test_ridge_regression_and_its_penalty(generator, channels: int, is_sparse: b
     rows = torch.randn(40, channels, generator=generator, dtype=torch.float64) + 2
     targets = rows[:, :3] @ torch.randn(3, 4, generator=generator, dtype=torch.float64)
     targets = targets + 1.5 * torch.randn(40, 4, generator=generator, dtype=torch.float64)
-    ours = fit_ridge(rows.to_sparse() if is_sparse else rows, targets)
+    given = sparse.csr_matrix(rows.numpy()) if is_sparse else rows.numpy()
+    found = fit_ridge(given, targets.numpy())
     centred = rows - rows.mean(0)
     scale = (centred.square().sum() / min(channels, 39)).item()
-    best = RidgeCV([ratio * scale for ratio in RATIOS], scoring="neg_mean_squared_error").fit(rows, targets)
-    assert ours.ratio * scale == pytest.approx(best.alpha_, rel=1e-6)
-    theirs = Ridge(alpha=ours.ratio * scale, tol=1e-10).fit(rows, targets)
-    fresh = torch.randn(9, channels, generator=generator, dtype=torch.float64)
-    wanted = torch.from_numpy(theirs.predict(fresh))
-    torch.testing.assert_close(ours(fresh.to_sparse() if is_sparse else fresh), wanted, rtol=1e-5, atol=1e-6)
+    rows, targets = rows.numpy(), targets.numpy()
+    errors = []  # of each row, by a map that was fitted without it
+    for ratio in RATIOS:
+        maps = [Ridge(alpha=ratio * scale).fit(np.delete(rows, i, 0), np.delete(targets, i, 0)) for i in range(40)]
+        missed = [map.predict(rows[i : i + 1]) - targets[i] for i, map in enumerate(maps)]
+        errors.append(np.square(missed).mean())
+    assert found.alpha_ == pytest.approx(RATIOS[int(np.argmin(errors))] * scale, rel=1e-6)
+    best = Ridge(alpha=found.alpha_, tol=1e-10).fit(rows, targets)
+    fresh = torch.randn(9, channels, generator=generator, dtype=torch.float64).numpy()
+    ours = found.predict(sparse.csr_matrix(fresh) if is_sparse else fresh)
+    np.testing.assert_allclose(ours, best.predict(fresh), rtol=1e-5, atol=1e-6)
 
 
 def test_channels_that_say_nothing_do_no_harm(generator) -> None:
     rows = torch.randn(30, 4, generator=generator, dtype=torch.float64)
     rows[:, 1] = 7.0
-    view = View(rows, rows[:3]).standardised()
-    assert view.train.isfinite().all()
-    torch.testing.assert_close(view.train[:, 0].std(unbiased=False), torch.ones(()).double())
-    assert fit_ridge(view.train, rows[:, :2])(view.heldout).isfinite().all()
+    view = View(rows.numpy(), rows[:3].numpy()).standardised()
+    assert np.isfinite(view.train).all()
+    assert view.train[:, 0].std() == pytest.approx(1)
+    assert np.isfinite(fit_ridge(view.train, rows[:, :2].numpy()).predict(view.heldout)).all()
+    same = np.full((30, 4), 7.0)
+    np.testing.assert_allclose(fit_ridge(same, rows[:, :2].numpy()).predict(same[:1]), rows[:, :2].mean(0)[None])
+
+
+def value(name: str, indices: Tensor, classes: Tensor) -> float:
+    return SemanticMeasureConfig.family.build({"type": name}).value(indices, classes)
 
 
 def test_purity_and_mutual_information(generator) -> None:
@@ -145,16 +161,18 @@ def test_purity_and_mutual_information(generator) -> None:
         assert used.tolist() == sorted(set(codes.tolist()))
         assert counts.tolist() == table.tolist()
         wanted["purity"].append(table.max(1).sum() / table.sum())
-        wanted["information"].append(normalized_mutual_info_score(owners, codes))
-    assert purity(indices, classes, 4) == pytest.approx(np.mean(wanted["purity"]))
-    assert mutual_information(indices, classes, 4) == pytest.approx(np.mean(wanted["information"]))
+        shares = table / table.sum()
+        entropies = [-(p[p > 0] * np.log(p[p > 0])).sum() for p in (shares, shares.sum(0), shares.sum(1))]
+        wanted["information"].append(2 * (sum(entropies[1:]) - entropies[0]) / sum(entropies[1:]))
+    assert value("purity", indices, classes) == pytest.approx(np.mean(wanted["purity"]))
+    assert value("mutual_information", indices, classes) == pytest.approx(np.mean(wanted["information"]))
 
 
 def test_one_code_says_nothing() -> None:
     indices, classes = torch.zeros(8, 3, 1, dtype=torch.int32), torch.arange(8) % 2
-    assert mutual_information(indices, classes, 2) == 0
-    assert purity(indices, classes, 2) == 0.5
-    assert mutual_information(indices, torch.zeros(8, dtype=torch.int64), 1) == 0
+    assert value("mutual_information", indices, classes) == 0
+    assert value("purity", indices, classes) == 0.5
+    assert value("mutual_information", indices, torch.zeros(8, dtype=torch.int64)) == 0
 
 
 def test_chance_of_recall_is_that_of_random_orders(generator) -> None:

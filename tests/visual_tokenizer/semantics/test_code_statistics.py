@@ -10,7 +10,7 @@ import torch
 from visual_tokenizer.code_statistics import CodeStatistics, choose_codes, code_statistics
 from visual_tokenizer.outputs import ABSENT
 from visual_tokenizer.semantic_page import MOST_GAIN, difference_map
-from visual_tokenizer.semantics._pictures import SemanticData
+from visual_tokenizer.semantics.base import SemanticData
 
 
 def test_counts_by_hand(meaningful: SemanticData) -> None:

@@ -9,8 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from visual_tokenizer.outputs import ABSENT
-from visual_tokenizer.semantics._pictures import SemanticData, TokenizedPictures
-from visual_tokenizer.semantics.base import SemanticMeasureConfig
+from visual_tokenizer.semantics.base import SemanticData, SemanticMeasureConfig, TokenizedPictures
 
 NAMES = SemanticMeasureConfig.family.names()
 OF_CLASSES = ["knn", "linear_probe"]
@@ -150,9 +149,9 @@ def test_a_class_that_was_never_seen_is_wrong(meaningful: SemanticData) -> None:
     ("section", "message"),
     [
         ({"type": "knn", "neighbours": 0}, "neighbours must be 1 or more, got 0"),
-        ({"type": "linear_probe", "strengths": [1, 0.1]}, "strengths must be growing numbers above 0"),
+        ({"type": "linear_probe", "strengths": [1, 0.1]}, r"strengths must be growing, got \[1.0, 0.1\]"),
         ({"type": "linear_probe", "validation_fraction": 1}, r"validation_fraction must be in \(0, 1\), got 1"),
-        ({"type": "text_retrieval", "ranks": []}, "ranks must be 1 or more"),
+        ({"type": "text_retrieval", "ranks": []}, r"ranks must hold 1 or more, got \[\]"),
         ({"type": "purity", "shuffles": 0}, "shuffles must be 1 or more, got 0"),
         ({"type": "mutual_information", "shuffles": 0}, "shuffles must be 1 or more, got 0"),
     ],

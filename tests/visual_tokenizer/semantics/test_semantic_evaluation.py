@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import json
 import os
@@ -275,7 +276,7 @@ def test_reports_are_compared_where_both_say_what_tokens_mean(
         ),
         (["--semantic.measures", "[knnn]"], "Did you mean 'knn'"),
         (["--semantic.measures", "[knn, knn]"], "measures must be different"),
-        (["--semantic.max_pictures", "3"], "max_pictures must be 10 or more, or null, got 3"),
+        (["--semantic.max_pictures", "3"], "max_pictures must be 10 or more, got 3"),
         (["--semantic.pictures_shown", "0"], "pictures_shown must be 1 or more, got 0"),
         (["--semantic_page", "p.html"], "semantic_page must be null without --semantic, got 'p.html'"),
     ],
@@ -325,6 +326,14 @@ def test_the_mean_is_over_a_pictures_own_codes() -> None:
 )
 def test_the_word_alone_is_enough(words: list[str], wanted: list[str]) -> None:
     assert with_semantic(words) == wanted
+
+
+def test_without_scikit_learn_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    words = ["--model", "nowhere", "--output", "a.json", "--semantic"]
+    assert evaluate.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "need the package scikit-learn: pip install 'mmlm[semantics]'" in line
 
 
 def test_all_measures_are_made_unless_some_are_named() -> None:
