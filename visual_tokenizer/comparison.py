@@ -10,9 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Len
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -22,11 +23,13 @@ from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.data.transforms import pixels_to_bytes
 from visual_tokenizer.errors import MissingFileError, UserError
 from visual_tokenizer.evaluation import reconstruct
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import GAP, save_figure, save_picture
 from visual_tokenizer.recipe import recipe_to_dict
-from visual_tokenizer.registry import ConfigError, decode_config
+from visual_tokenizer.registry import decode_config
 from visual_tokenizer.runs.files import save_text
+from visual_tokenizer.saved_models import read_json
 from visual_tokenizer.training_data import PictureSet
 from visual_tokenizer.training_recipe import DataSection
 
@@ -38,23 +41,17 @@ SEMANTIC = "semantic"
 
 
 @dataclass(kw_only=True)
-class ComparisonRecipe:
+class ComparisonRecipe(Section):
     """What is compared."""
 
-    compare: list[str]
-    """Two or more reports (JSON), or folders that hold one report `evaluation-*.json`."""
+    compare: Annotated[list[str], Len(2)]
+    """Reports (JSON), or folders that hold one report `evaluation-*.json`."""
 
     output: str = "comparison"
     """Folder of comparison.md, comparison.json, rate_distortion.png and reconstructions.png."""
 
-    sample_pictures: int = 8
+    sample_pictures: Annotated[int, Ge(0)] = 8
     """Pictures on the grid; 0 for no grid."""
-
-    def __post_init__(self) -> None:
-        if len(self.compare) < 2:
-            raise ConfigError(f"compare must name 2 reports or more, got {len(self.compare)}")
-        if self.sample_pictures < 0:
-            raise ConfigError(f"sample_pictures must be 0 or more, got {self.sample_pictures}")
 
 
 def compare(recipe: ComparisonRecipe) -> str:
@@ -71,6 +68,14 @@ def compare(recipe: ComparisonRecipe) -> str:
     if all(SEMANTIC in report for report in reports):
         for name, report in zip(names, reports, strict=True):
             rows[name] |= report[SEMANTIC]["values"]
+    models = {
+        name: _model_folder(Path(path), report)
+        for name, path, report in zip(names, recipe.compare, reports, strict=True)
+    }
+    found = {name: model for name, model in models.items() if model is not None}
+    grid = None
+    if recipe.sample_pictures and found:  # before anything is written: a model may be damaged
+        grid = comparison_grid(found, reports[0]["protocol"], recipe.sample_pictures)
     folder = Path(recipe.output)
     table = markdown_table(rows)
     save_text(table + "\n", folder / "comparison.md")
@@ -79,15 +84,8 @@ def compare(recipe: ComparisonRecipe) -> str:
         result["semantic_protocol"] = reports[0][SEMANTIC]["protocol"]
     save_text(json.dumps(result, indent=1) + "\n", folder / "comparison.json")
     plot_rate_distortion(rows, folder / "rate_distortion.png")
-    models = {
-        name: _model_folder(Path(path), report)
-        for name, path, report in zip(names, recipe.compare, reports, strict=True)
-    }
-    found = {name: model for name, model in models.items() if model is not None}
-    if recipe.sample_pictures and found:
-        save_picture(
-            comparison_grid(found, reports[0]["protocol"], recipe.sample_pictures), folder / "reconstructions.png"
-        )
+    if grid is not None:
+        save_picture(grid, folder / "reconstructions.png")
     return table
 
 
@@ -96,7 +94,7 @@ def load_report(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        UserError: a folder holds several, or the file is no report.
+        UserError: a folder holds several, or the file is not a report.
     """
     file = path
     if path.is_dir():
@@ -108,12 +106,9 @@ def load_report(path: Path) -> dict[str, Any]:
         file = files[0]
     if not file.is_file():
         raise MissingFileError(f"there is no report {file}")
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is no JSON: {error}") from error
-    if not isinstance(report, dict) or not {"metrics", "protocol", "model"} <= report.keys():
-        raise UserError(f"{file} is no report: it needs the keys model, metrics and protocol")
+    report = read_json(file)
+    if not {"metrics", "protocol", "model"} <= report.keys() or not isinstance(report["metrics"], dict):
+        raise UserError(f"{file} is not a report: it needs the keys model, metrics and protocol")
     return report
 
 

@@ -6,20 +6,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-import yaml
+from annotated_types import Ge
 
 from visual_tokenizer.backbones.base import frames_as_pictures
 from visual_tokenizer.code_gallery import gallery_page
 from visual_tokenizer.comparison import ComparisonRecipe, compare
-from visual_tokenizer.data.sources.base import SPLITS, SourceConfig
+from visual_tokenizer.data.sources.base import SourceConfig, Split
 from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.evaluation import measure_reconstruction, metric_configs, reconstruct, token_bits
+from visual_tokenizer.fields.decoding import decode_config
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import reconstruction_grid, save_picture
-from visual_tokenizer.recipe import parse_arguments, provenance
+from visual_tokenizer.recipe import parse_arguments, provenance, read_yaml
 from visual_tokenizer.runs.files import save_text
 from visual_tokenizer.runs.processes import build_accelerator, on_first_process
 from visual_tokenizer.semantic_evaluation import MeasuredPictures, measure_semantics, semantic_table
@@ -41,7 +43,7 @@ Examples:
   python -m visual_tokenizer.evaluate --model DIR --split all \\
     --data.source.type image_folder --data.source.folder pictures
   python -m visual_tokenizer.evaluate --model DIR --metrics "[psnr, ssim]" --output results.json
-  python -m visual_tokenizer.evaluate --model DIR --metrics "[{type: fid, network_weights: FILE}, lpips, ms_ssim]"
+  python -m visual_tokenizer.evaluate --model DIR --metrics "[{type: fid, weights: FILE}, lpips, ms_ssim]"
   python -m visual_tokenizer.evaluate --model DIR --data.source.type rendered_text --metrics "[text_fidelity]"
   python -m visual_tokenizer.evaluate --model DIR --semantic
   python -m visual_tokenizer.evaluate --model DIR --semantic --semantic.label subgroup --semantic_page codes.html
@@ -49,7 +51,7 @@ Examples:
 
 
 @dataclass(kw_only=True)
-class EvaluationRecipe:
+class EvaluationRecipe(Section):
     """What is measured, on what."""
 
     model: str
@@ -58,24 +60,24 @@ class EvaluationRecipe:
     data: DataSection = field(default_factory=DataSection)
     """Pictures; by default those of the recipe.yaml in the folder of the model. The crop is the centre."""
 
-    split: str = "heldout"
-    """train, heldout or all."""
+    split: Split = "heldout"
+    """Part of the pictures."""
 
-    image_size: int | None = None
+    image_size: Annotated[int, Ge(1)] | None = None
     """Side of a picture in pixels; null: the nominal size of the model."""
 
-    max_pictures: int | None = None
+    max_pictures: Annotated[int, Ge(1)] | None = None
     """At most so many pictures of the split; null for all."""
 
-    batch_size: int = 32
-    """Pictures of one pass on one process; 1 or more."""
+    batch_size: Annotated[int, Ge(1)] = 32
+    """Pictures of one pass on one process."""
 
     metrics: list[Any] = field(
         default_factory=lambda: ["feature_distance", "perceptual_distance", "psnr", "ssim", "codebook_usage"]
     )
     """Names of metrics, or mappings of `type` and fields; the use of the codebook is always measured."""
 
-    sample_pictures: int = 32
+    sample_pictures: Annotated[int, Ge(0)] = 32
     """Pictures on the grid beside the results; 0 for no grid."""
 
     output: str | None = None
@@ -88,19 +90,12 @@ class EvaluationRecipe:
     """HTML file that shows what codes mean; null: beside the results."""
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise UserError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-        for name in ("image_size", "max_pictures", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be 1 or more, got {value}")
-        if self.sample_pictures < 0:
-            raise UserError(f"sample_pictures must be 0 or more, got {self.sample_pictures}")
+        super().__post_init__()
         if self.semantic_page is not None and self.semantic is None:
             raise UserError(f"semantic_page must be null without --semantic, got {self.semantic_page!r}")
         metric_configs(self.metrics)
         if self.output is None and not Path(self.model).is_dir():
-            raise UserError(f"output must name a file, because the model {self.model!r} is no folder here")
+            raise UserError(f"output must name a file, because the model {self.model!r} is not a directory here")
 
 
 def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
@@ -195,7 +190,11 @@ def with_data_of_model(arguments: Sequence[str]) -> list[str]:
     recipe = Path(model or "") / "recipe.yaml"
     if model is None or not recipe.is_file():
         return words
-    data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data", {})
+    data = read_yaml(recipe).get("data") or {}
+    if isinstance(data, dict):
+        data.pop("batch_size", None)  # of the training, where older recipes have it
+    if not any(word.startswith("--data") for word in words):
+        decode_config(EvaluationRecipe, {"model": model, "output": model, "data": data}, where=str(recipe))
     return [f"--data={json.dumps(data)}", *words]
 
 

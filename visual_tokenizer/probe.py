@@ -7,12 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Len
 from transformers import BeitForMaskedImageModeling
 
 from visual_tokenizer.errors import program
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import save_picture
 from visual_tokenizer.pretraining.batches import HeldoutPictures
@@ -29,6 +31,7 @@ from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.pretraining.targets import TokenTargets
 from visual_tokenizer.recipe import parse_arguments, provenance, read_recipe
 from visual_tokenizer.runs.files import require_folder, save_text
+from visual_tokenizer.saved_models import load_whole
 
 PROGRAM = "python -m visual_tokenizer.probe"
 
@@ -44,7 +47,7 @@ Examples:
 
 
 @dataclass(kw_only=True)
-class ProbeRecipe:
+class ProbeRecipe(Section):
     """What is measured."""
 
     model: str
@@ -53,7 +56,7 @@ class ProbeRecipe:
     label_column: str | None = "group"
     """Column of the source that holds the labels; null: features are not judged."""
 
-    layers: list[int] | None = None
+    layers: Annotated[list[Annotated[int, Ge(1)]], Len(1)] | None = None
     """Blocks whose patches are averaged, counted from 1; null: as the recipe beside the weights says."""
 
     output: str | None = None
@@ -67,7 +70,8 @@ def measure(folder: Path, recipe: PretrainingRecipe, output: Path) -> dict[str, 
         UserError: the source has no labels of the recipe's `probe.label_column`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = BeitForMaskedImageModeling.from_pretrained(folder, dtype=torch.float32).eval()
+    load = BeitForMaskedImageModeling.from_pretrained
+    model, _ = load_whole(load, folder, "pre-trained model", model_type="beit", dtype=torch.float32)
     torch.nn.Module.to(model, device)
     tokenizer = VisualTokenizer.from_pretrained(folder / TOKENIZER_NAME, dtype=torch.float32)
     torch.nn.Module.to(tokenizer, device)

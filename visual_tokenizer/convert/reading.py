@@ -93,7 +93,7 @@ class SafetensorsFiles(Mapping[str, Tensor]):
                 file = safe_open(path, framework="pt")
                 self._files |= dict.fromkeys(file.keys(), file)
         except SafetensorError as error:
-            raise UserError(f"'{path}' is no safetensors file: {error}") from error
+            raise UserError(f"'{path}' is not a safetensors file: {error}") from error
 
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)

@@ -59,7 +59,7 @@ class Source:
         heads = sorted({name.removesuffix(self.anchor) for name in tensors if _ends_in(name, self.anchor)}, key=len)
         if not heads:
             raise UserError(
-                f"the checkpoint is not one of '{self.config.type}': it has no weight called {self.anchor}; "
+                f"the checkpoint has not the layout of '{self.config.type}': it has no weight called {self.anchor}; "
                 f"it has {', '.join(list(tensors)[:3])}…"
             )
         head = heads[0]
