@@ -6,6 +6,7 @@ Each part has an entry in a table here, small enough to run in a moment; a part 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,6 +192,9 @@ VIDEO_DECODERS: dict[str, Case] = {
     "movq": Case({**CNN, "latent_channels": 4, **TIME}, grid=(8, 8), others={(8, 20): (4, 10), (4, 8, 4): (2, 4, 2)}),
 }
 DECODES_NOTHING = {"absent"}
+BEFORE_BATCH_NORM = re.compile(r"time_blocks\.\d+\.conv\d\.conv\.bias")
+"""Parameters whose effect a batch norm takes away: their gradient is rounding noise."""
+
 PASSES_NO_GRADIENT = {"probe"}
 
 FAMILIES = {"encoder": (EncoderConfig, ENCODERS, VIDEO_ENCODERS), "decoder": (DecoderConfig, DECODERS, VIDEO_DECODERS)}
@@ -294,8 +298,9 @@ def test_gradient_reaches_every_parameter_and_the_input(subject):
         assert first.grad is not None
         assert first.grad.abs().sum() > 0
     learned = [(name, value) for name, value in part.named_parameters() if value.requires_grad]
-    without = [name for name, value in learned if value.grad is None or not value.grad.abs().sum() > 1e-6]
-    assert not without
+    assert not [name for name, value in learned if value.grad is None]
+    without = [name for name, value in learned if not value.grad.abs().sum() > 1e-6]
+    assert not [name for name in without if not BEFORE_BATCH_NORM.fullmatch(name)]
 
 
 def test_pictures_do_not_see_one_another(subject):
