@@ -152,8 +152,8 @@ def _load(section: TeacherSection) -> Any:
         return load_backbone("transformers_vision", section.network)
     except MissingWeightsError as error:
         raise MissingWeightsError(
-            f"teacher.network: '{section.network}' is not on this machine, and the hub does not give it: where there is "
-            f"a network, `hf download {section.network} --local-dir FOLDER` (config.json, model.safetensors and "
+            f"teacher.network: '{section.network}' is not on this machine, and the hub does not give it: where there "
+            f"is a network, `hf download {section.network} --local-dir FOLDER` (config.json, model.safetensors and "
             "preprocessor_config.json), then `--teacher.network FOLDER`; or take `--teacher.network "
             "efficientnet_lite0`, which is installed"
         ) from error

@@ -20,6 +20,7 @@ from visual_tokenizer.data.loading import EpochSampler, PixelDataset, SampleKey,
 from visual_tokenizer.data.sources.base import DataSourceError, Source
 from visual_tokenizer.data.streaming import StreamCollator, StreamedRows
 from visual_tokenizer.data.transforms import TransformConfig
+from visual_tokenizer.runs.processes import leave_signals
 from visual_tokenizer.training_recipe import DataSection
 
 SHUFFLE_BUFFER = 1024
@@ -125,6 +126,7 @@ def training_batches(
     rows = source.load("train")
     # A generator of its own: else to start on the loader would draw from the global one.
     settings: dict[str, Any] = {"generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
+    settings["worker_init_fn"] = leave_signals
     if isinstance(rows, datasets.IterableDataset):
         rows = source.load_encoded("train")
         workers = min(section.num_workers, rows.num_shards)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from visual_tokenizer.runs.processes import StopSignals
-
-NOTED = (signal.SIGTERM, signal.SIGINT)
+from visual_tokenizer.runs.processes import STOP_SIGNALS, StopSignals, leave_signals
 
 
 class SharedSignals:
@@ -28,8 +25,8 @@ class SharedSignals:
         self._copied: Any = None
 
     def flags(self) -> list[float]:
-        """Return, for each of `NOTED`, 1 if this process has received it."""
-        return [float(self.signals.received == number) for number in NOTED]
+        """Return, for each of `STOP_SIGNALS`, 1 if this process has received it."""
+        return [float(self.signals.received == number) for number in STOP_SIGNALS]
 
     def remember(self, counts: Tensor) -> None:
         """Take the sums of `flags` over all processes, (2,)."""
@@ -37,7 +34,7 @@ class SharedSignals:
             self._host = counts
             return
         if self._host is None:
-            self._host = torch.empty(len(NOTED), pin_memory=True)
+            self._host = torch.empty(len(STOP_SIGNALS), pin_memory=True)
             self._copied = torch.Event(counts.device.type)
         self._host.copy_(counts, non_blocking=True)
         self._copied.record()
@@ -46,8 +43,8 @@ class SharedSignals:
         """Return the number of a signal that all processes know of; 0: none."""
         if self._copied is not None:
             self._copied.synchronize()
-        counts = [0.0] * len(NOTED) if self._host is None else self._host.tolist()
-        return next((int(number) for number, count in zip(NOTED, counts, strict=True) if count), 0)
+        counts = [0.0] * len(STOP_SIGNALS) if self._host is None else self._host.tolist()
+        return next((int(number) for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)
 
 
 class StopAtStep(TrainerCallback):
@@ -75,15 +72,11 @@ class StopAtStep(TrainerCallback):
 
 
 def let_workers_live(loader: Any) -> None:
-    """Have a loader's workers leave the signals to their process, which needs what they read for its last step.
-
-    A scheduler may send a signal to all processes of a job, and workers end at once by default.
-    """
+    """Have a loader's workers leave the signals to their process, whatever else they do when they begin."""
     loader.worker_init_fn = functools.partial(_begin_worker, loader.worker_init_fn)
 
 
 def _begin_worker(begin: Callable[[int], None] | None, worker: int) -> None:
-    for number in NOTED:
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals()
     if begin is not None:
         begin(worker)

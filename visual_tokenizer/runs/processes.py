@@ -89,6 +89,18 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def leave_signals(worker: int = 0) -> None:
+    """Have a loader's worker leave the signals to its process, which needs what the worker reads for its last step.
+
+    A scheduler may send a signal to all processes of a job, and workers end at once by default.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopSignals:
     """While entered, SIGTERM and SIGINT are noted instead of ending the process; a second SIGINT ends it.
 
@@ -100,7 +112,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             try:
                 self._previous[number] = signal.signal(number, self._note)
             except ValueError:

@@ -1,5 +1,9 @@
 import copy
 import math
+import multiprocessing
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -9,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, BeitForMaskedImageModeling, BeitModel
 
 from visual_tokenizer import VisualTokenizer, pretrain, probe
+from visual_tokenizer.errors import Interrupted
+from visual_tokenizer.hf_training.stopping import StopAtStep
 from visual_tokenizer.pretraining.targets import TokenTargets
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
@@ -52,6 +58,35 @@ def test_a_run_that_goes_on_ends_as_an_unbroken_one(beit_recipe, tmp_path):
         assert torch.equal(value, found[name]), name
     assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
     assert len(losses(tmp_path / "whole")) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_bit_for_bit(workers, beit_recipe, tmp_path, monkeypatch):
+    settings = {"training__checkpoint_every_steps": 100, "data__num_workers": workers}
+    if workers:
+        settings["data__cache_megabytes"] = 0
+    whole = pretrain.pretrain(beit_recipe(output_dir=str(tmp_path / "whole"), **settings))
+    stopped = beit_recipe(output_dir=str(tmp_path / "stopped"), **settings)
+    on_step_end = StopAtStep.on_step_end
+
+    def signalled(self, args, state, control, **others):
+        if state.global_step == 2:
+            children = [child.pid for child in multiprocessing.active_children()]
+            assert len(children) == workers
+            for pid in (*children, os.getpid()):
+                os.kill(pid, signal.SIGTERM)
+            time.sleep(0.2)
+        return on_step_end(self, args, state, control, **others)
+
+    monkeypatch.setattr(StopAtStep, "on_step_end", signalled)
+    with pytest.raises(Interrupted, match="SIGTERM after a checkpoint of step 2"):
+        pretrain.pretrain(stopped)
+    monkeypatch.setattr(StopAtStep, "on_step_end", on_step_end)
+    verify_manifest(tmp_path / "stopped" / "checkpoint-2")
+    assert not (tmp_path / "stopped" / "final").exists()
+    expected, found = weights(whole), weights(pretrain.pretrain(stopped))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
 
 
 def test_passes_of_a_step_add_up_to_the_whole_batch(beit_recipe, tmp_path):
