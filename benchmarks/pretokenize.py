@@ -50,20 +50,25 @@ def work(model: str, pictures: str, folder: str, batch_size: int) -> None:
     import torch
     from accelerate import PartialState
 
-    from mmlm.data.tokenize import tokenize_pictures
+    from mmlm.data.pair_shards import PairShards
+    from mmlm.data.tokenization import tokenize
+    from mmlm.documents.pictures import PicturesConfig
+    from mmlm.mixture_recipe import MixtureMember
     from mmlm.processing import MultimodalProcessor
     from visual_tokenizer.data.sources.base import SourceConfig
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     processor = MultimodalProcessor.from_pretrained(model)
     source = SourceConfig.family.config({"type": "image_folder", "folder": pictures, "heldout_fraction": 0.0})
+    member = MixtureMember(documents=PicturesConfig(source=source))
     state = PartialState(cpu=True)
     assert processor.codec is not None
     side = processor.codec.config.image_size
     processor.codec.encode(torch.zeros(batch_size, 3, side, side))  # warm up
     state.wait_for_everyone()
+    shards = PairShards(processor, member, "train", Path(folder))
     begin = time.perf_counter()
-    header = tokenize_pictures(processor, source, "train", folder, batch_size=batch_size)
+    header = tokenize(shards, batch_size=batch_size)
     seconds = time.perf_counter() - begin
     state.print(json.dumps({"seconds": seconds, "pictures": header.count, "processes": state.num_processes}))
     if torch.distributed.is_initialized():

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from mmlm.cross_entropy import IGNORED_LABEL, logits_cross_entropy
-from mmlm.data.pairs import IMAGE, KINDS, STRUCTURE, TEXT
+from mmlm.data.piece import IMAGE, KINDS, STRUCTURE, TEXT
 from mmlm.generation.loop import evaluation_mode
 from mmlm.head_loss import HeadLoss
 from mmlm.layouts.base import Layout

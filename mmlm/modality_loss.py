@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mmlm.cross_entropy import IGNORED_LABEL, TokenLosses
-from mmlm.data.pairs import KINDS
+from mmlm.data.piece import KINDS
 from visual_tokenizer.errors import DivergedError
 
 

@@ -14,12 +14,9 @@ from peft import prepare_model_for_kbit_training
 from torch.utils.data import Dataset
 from transformers import TrainingArguments, set_seed
 
-from mmlm.data.mixture import MixtureSequences
-from mmlm.data.mixture_sets import HeldoutDocuments, heldout_documents, place_codec, training_mixture
+from mmlm.data.collating import SequenceCollator
 from mmlm.data.packing import PackedSequences
-from mmlm.data.pairs import PairCollator, PairOptions, PairSequences
-from mmlm.data.resolutions import StagedSequences, at_last_size, staged_sequences
-from mmlm.data.tokenize import shards_of
+from mmlm.data.sets import heldout_sequences, place_codec, training_sequences
 from mmlm.export import save_final
 from mmlm.freezing import FreezeSchedule
 from mmlm.language_models import load_causal_lm
@@ -139,47 +136,28 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
         ShardError, UserError, ConfigError: see there.
     """
     data, training = recipe.data, recipe.training
-    options = PairOptions(
-        image_to_text_fraction=data.image_to_text_fraction,
-        caption_dropout=data.caption_dropout,
-        loss_on_prompt=data.loss_on_prompt,
-        max_caption_tokens=data.max_caption_tokens,
-        seed=training.seed,
-    )
-    pairs: PairSequences | MixtureSequences | StagedSequences
-    heldout: PairSequences | HeldoutDocuments | None = None
-    if data.mixture:
-        pairs = training_mixture(processor, recipe)
-        if training.evaluate_every_steps:
-            heldout = heldout_documents(processor, recipe)
-        if place_codec(processor, recipe, args.device):
-            args.dataloader_num_workers = 0
-    elif data.resolutions:
-        pairs = staged_sequences(processor, recipe, options)
-    else:
-        pairs = PairSequences(shards_of(processor, recipe, data.train_split), processor.layout, options)
-    if training.evaluate_every_steps and not data.mixture:
-        whole = PairOptions(**{**vars(options), "caption_dropout": 0.0})
-        reader, sized = at_last_size(processor, recipe)
-        heldout = PairSequences(shards_of(reader, sized, data.heldout_split), processor.layout, whole, shuffle=False)
+    sequences = training_sequences(processor, recipe)
+    heldout = heldout_sequences(processor, recipe) if training.evaluate_every_steps else None
+    if place_codec(processor, recipe, args.device):
+        args.dataloader_num_workers = 0
     set_seed(training.seed)
     model = load_model(recipe, processor)
     longest = longest_sequence(recipe, model.config)
-    for part in [pairs, *([heldout] if heldout is not None else [])]:
+    for part in [sequences, *([heldout] if heldout is not None else [])]:
         if longest is not None:
             part.check_length(longest)
     rows: Dataset
     if data.packing:
         assert longest is not None
         rows = PackedSequences(
-            pairs, longest, data.packing_buffer, seed=training.seed, count=total_sequences(training, len(pairs))
+            sequences, longest, data.packing_buffer, seed=training.seed, count=total_sequences(training, len(sequences))
         )
         args.max_steps = training.max_steps or max(1, rows.full_rows() // training.batch_size)
         rows.length = args.max_steps * training.batch_size
     else:
-        args.max_steps = total_steps(training, len(pairs))
-        pairs.length = args.max_steps * training.batch_size
-        rows = pairs
+        args.max_steps = total_steps(training, len(sequences))
+        sequences.length = args.max_steps * training.batch_size
+        rows = sequences
     tokenizer = processor.tokenizer
     pad_id = processor.layout.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return UnifiedTrainer(
@@ -192,7 +170,7 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
         keep_checkpoints=training.keep_checkpoints,
         freeze=FreezeSchedule(model, training.freeze, new_rows(processor.layout)),
         eval_dataset=heldout,
-        data_collator=PairCollator(pad_id, data.pad_to_multiple_of),
+        data_collator=SequenceCollator(pad_id, data.pad_to_multiple_of),
         samples=SampleGrids(processor, recipe.sampling, training.sample_every_steps, recipe.output_dir),
     )
 

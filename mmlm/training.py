@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mmlm.cross_entropy import IGNORED_LABEL
-from mmlm.data.pairs import PADDING
+from mmlm.data.piece import PADDING
 from mmlm.freezing import FreezeSchedule
 from mmlm.head_loss import HeadLoss
 from mmlm.modality_loss import ModalityMeter, TokenWeights, shift_left
@@ -47,7 +47,7 @@ class UnifiedTrainer(RunTrainer):
     Args:
         model: the language model, or a peft model of it.
         args: of `training_arguments`.
-        train_dataset: read in order; `PairSequences` shuffles by itself.
+        train_dataset: read in order; `DocumentSequences` shuffle by themselves.
         token_weights: weight of each kind of token.
         z_loss: factor of the squared log normalizer in the loss.
         peak_tflops: of one device, for `mfu`; None: it is not logged.

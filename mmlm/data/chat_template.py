@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from mmlm.data.pairs import IMAGE, STRUCTURE, TEXT
-from mmlm.data.piece import Piece
+from mmlm.data.piece import IMAGE, STRUCTURE, TEXT, Piece
 from mmlm.documents.base import BrokenDocumentError, Picture, Turn
 from mmlm.layouts.base import Layout
 

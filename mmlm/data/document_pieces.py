@@ -7,21 +7,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mmlm.data.chat_template import chat_pieces
-from mmlm.data.pairs import IMAGE, STRUCTURE, TEXT
-from mmlm.data.piece import Piece
+from mmlm.data.document_batches import DroppedDocumentError, Record
+from mmlm.data.piece import IMAGE, STRUCTURE, TEXT, Piece
 from mmlm.documents.base import Document, Part, Picture, Turn
 from mmlm.layouts.base import Grid, Layout
 from mmlm.mixture_recipe import DocumentLimits
-from visual_tokenizer.errors import UserError
 
 TOO_MANY_PICTURES = "pictures left out above max_pictures"
 TEXTS_CUT = "texts cut to max_text_tokens"
 DOCUMENTS_CUT = "documents cut to max_tokens"
 PICTURES_CUT = "pictures left out above max_tokens"
-
-
-class DroppedDocumentError(UserError):
-    """A document is left out; the message says why."""
 
 
 class Pieces(NamedTuple):
@@ -59,6 +54,21 @@ class PieceMaker:
         if not any(piece.is_trained for piece in pieces):
             raise DroppedDocumentError("nothing to train on")
         return Pieces(pieces, changed)
+
+    def record(self, document: Document) -> Record:
+        """Return what is written of a document; `lengths` counts a picture as nothing.
+
+        Raises:
+            DroppedDocumentError: see above.
+        """
+        pieces, changed = self(document)
+        columns = {
+            "kinds": [piece.kind for piece in pieces],
+            "trained": [int(piece.is_trained) for piece in pieces],
+            "lengths": [len(piece.ids) for piece in pieces],
+            "ids": [token for piece in pieces for token in piece.ids],
+        }
+        return Record(columns, [piece.picture for piece in pieces if piece.kind == IMAGE], changed)
 
     def _check_size(self, document: Document) -> None:
         limits, pictures = self.limits, len(document.pictures)

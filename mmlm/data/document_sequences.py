@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
-import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from mmlm.cross_entropy import IGNORED_LABEL
-from mmlm.data.document_shards import DocumentRows
-from mmlm.data.pairs import IMAGE, STRUCTURE
-from mmlm.data.picture_indices import PictureIndices, StoredIndices
+from mmlm.data.document_shards import StoredDocuments, StoredPiece
+from mmlm.data.piece import IMAGE, STRUCTURE
 from mmlm.data.shards import ShardError
 from mmlm.documents.base import DocumentSource, Placed
 from mmlm.layouts.base import Grid, Layout
 from visual_tokenizer.data.transforms import uniforms
 from visual_tokenizer.errors import UserError
 
+PictureIndices = Callable[[Sequence[int]], list[list[np.ndarray]]]
+"""Returns, for each row, the flat indices (n,) of each of its pictures."""
+Blocks = dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]
+"""Tokens of pictures and their kinds, each (L,), by number of the row and of its picture."""
+
 
 class DocumentSequences(Dataset):
     """Sequences of documents, over and over: position p is document `p % N` of the order of epoch `p // N`.
 
-    Items are those of `PairSequences`.
+    So a run of S steps with B sequences each reads the positions 0 … S · B - 1 in turn, whatever the number of
+    processes, and resumes anywhere.
+
+    Items are dicts of int64 arrays (L,): `input_ids`; `labels`, which are the ids or -100 where nothing is
+    trained; `token_kinds`, a place in `KINDS`.
 
     Args:
-        shards: rows of `load_shards` of a folder of documents.
+        rows: of the shards.
         layout: makes blocks.
         source: arranges the pieces of a document.
         name: of the set, for messages.
@@ -42,7 +50,7 @@ class DocumentSequences(Dataset):
 
     def __init__(
         self,
-        shards: datasets.Dataset,
+        rows: StoredDocuments,
         layout: Layout,
         source: DocumentSource,
         *,
@@ -52,17 +60,17 @@ class DocumentSequences(Dataset):
         shuffle: bool = True,
         is_heldout: bool = False,
     ) -> None:
-        if len(shards) == 0:
-            raise ShardError(f"{name}: there are no documents: the split is empty, or its limits leave nothing")
-        self.layout, self.source, self.name, self.seed, self.shuffle = layout, source, name, seed, shuffle
-        self.is_heldout = is_heldout
-        self.rows = DocumentRows(shards)
-        self.size = len(self.rows)
-        self.indices = StoredIndices(self.rows, layout.vocabulary.num_codebooks) if indices is None else indices
+        if len(rows) == 0:
+            raise ShardError(f"{name}: there are no {rows.items}: the split is empty, or its limits leave nothing")
+        self.rows, self.layout, self.source, self.name = rows, layout, source, name
+        self.seed, self.shuffle, self.is_heldout = seed, shuffle, is_heldout
+        self.size = self.length = len(rows)
+        """Sequences in all."""
+        self.indices: PictureIndices = self._stored_indices if indices is None else indices
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
 
     def __len__(self) -> int:
-        return self.size
+        return self.length
 
     def longest(self) -> int:
         """Return the tokens of the longest sequence that can come."""
@@ -73,18 +81,18 @@ class DocumentSequences(Dataset):
         if self.longest() > max_positions:
             raise UserError(
                 f"the longest document of '{self.name}' has {self.longest()} tokens, more than the {max_positions} of "
-                "data.max_length and the model's positions: set data.max_length, or the member's limits.max_tokens"
+                f"data.max_length and the model's positions: {self.rows.remedy}"
             )
 
     def lengths(self, positions: Sequence[int]) -> np.ndarray:
         """Return the tokens of each item (n,) int64, without making it."""
         places = [self.row_of(int(position)) for position in positions]
-        if not self.source.varies:
-            return self.rows.lengths[[row for _, row in places]]
-        found = np.empty(len(places), np.int64)
-        for number, (epoch, row) in enumerate(places):
-            own = self.rows.piece_lengths[row]
-            found[number] = sum(int(own[placed.place]) for placed in self._form(epoch, row))
+        found = self.rows.lengths[[row for _, row in places]]
+        if self.source.may_leave_out(is_heldout=self.is_heldout):
+            for number, place in enumerate(places):
+                first, end, arranged = self._arranged(*place)
+                if len(arranged) < end - first:
+                    found[number] = sum(piece.length for piece in self._form(*place))
         return found
 
     def row_of(self, position: int) -> tuple[int, int]:
@@ -97,19 +105,24 @@ class DocumentSequences(Dataset):
             return np.arange(self.size)
         return np.random.default_rng((self.seed, epoch)).permutation(self.size)
 
-    def _form(self, epoch: int, row: int) -> list[Placed]:
-        """Return the pieces of a sequence in order; the layout's own at both ends stay where they are."""
-        kinds, trained = self.rows.kinds[row].tolist(), self.rows.trained[row].tolist()
-        whole = [Placed(place, bool(is_trained)) for place, is_trained in enumerate(trained)]
-        if not self.source.varies:
-            return whole
-        content = [place for place, kind in enumerate(kinds) if kind != STRUCTURE]
-        first, last = content[0], content[-1]
+    def _arranged(self, epoch: int, row: int) -> tuple[int, int, list[Placed]]:
+        """Return where a document's own pieces begin and end, and which of them are in a sequence, counted from there;
+        the layout's at both ends stay where they are."""
+        first, end, are_pictures = _content(self.rows.kinds_of(row))
         chance = uniforms(self.seed, epoch, row)
-        pictures = [kind == IMAGE for kind in kinds[first : last + 1]]
-        arranged = self.source.arrange(pictures, chance, is_heldout=self.is_heldout)
-        inner = [Placed(first + one.place, one.is_trained and whole[first + one.place].is_trained) for one in arranged]
-        return [*whole[:first], *inner, *whole[last + 1 :]]
+        return first, end, self.source.arrange(are_pictures, chance, is_heldout=self.is_heldout)
+
+    def _form(self, epoch: int, row: int) -> list[StoredPiece]:
+        """Return the pieces of a sequence in order."""
+        pieces = self.rows.pieces(row)
+        if not self.source.varies:
+            return pieces
+        first, end, arranged = self._arranged(epoch, row)
+        form = pieces[:first]
+        for place, is_trained in arranged:
+            piece = pieces[first + place]
+            form.append(piece if is_trained or not piece.is_trained else piece._replace(is_trained=False))
+        return form + pieces[end:]
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
         return self.__getitems__([position])[0]
@@ -118,42 +131,54 @@ class DocumentSequences(Dataset):
         """Return the items of a batch; faster than one by one."""
         places = [self.row_of(int(position)) for position in positions]
         blocks = self._blocks([row for _, row in places])
-        return [self._sequence(epoch, row, own) for (epoch, row), own in zip(places, blocks, strict=True)]
+        return [_sequence(self._form(*place), number, blocks) for number, place in enumerate(places)]
 
-    def _blocks(self, rows: list[int]) -> list[list[np.ndarray]]:
-        """Return the blocks of each row's pictures; those of one grid go through the vocabulary together."""
-        indices = self.indices(rows)
-        grids = [self.rows.grids_of(row) for row in rows]
-        by_grid: dict[Grid, list[tuple[int, int]]] = {}
-        for number, own in enumerate(grids):
-            for picture, grid in enumerate(own):
-                by_grid.setdefault(grid, []).append((number, picture))
-        blocks: list[list[np.ndarray]] = [[np.empty(0)] * len(own) for own in grids]
+    def _stored_indices(self, rows: Sequence[int]) -> list[list[np.ndarray]]:
+        """Return, for each row, the flat indices (n,) of each of its pictures, as the shards hold them."""
+        books, found = self.layout.vocabulary.num_codebooks, []
+        for row in rows:
+            flat, start, own = self.rows.indices[row], 0, []
+            for grid in self.rows.grids_of(row):
+                end = start + math.prod(grid) * books
+                own.append(flat[start:end])
+                start = end
+            found.append(own)
+        return found
+
+    def _blocks(self, rows: list[int]) -> Blocks:
+        """Return the blocks of the pictures of rows; pictures of one grid go through the vocabulary together."""
+        by_grid: dict[Grid, list[tuple[tuple[int, int], np.ndarray]]] = {}
+        for number, (row, indices) in enumerate(zip(rows, self.indices(rows), strict=True)):
+            for picture, grid in enumerate(self.rows.grids_of(row)):
+                by_grid.setdefault(grid, []).append(((number, picture), indices[picture]))
+        blocks: Blocks = {}
         books = self.layout.vocabulary.num_codebooks
         for grid, members in by_grid.items():
-            flat = np.stack([indices[number][picture] for number, picture in members]).astype(np.int64)
+            flat = np.stack([indices for _, indices in members]).astype(np.int64)
             shaped = flat.reshape(len(members), *grid, *([books] if books > 1 else []))
-            for (number, picture), block in zip(members, self.layout.blocks(torch.from_numpy(shaped)), strict=True):
-                blocks[number][picture] = block.numpy()
+            kinds = np.where(self.layout.template(grid).numpy() < 0, IMAGE, STRUCTURE)
+            filled = self.layout.blocks(torch.from_numpy(shaped)).numpy()
+            blocks.update((place, (block, kinds)) for (place, _), block in zip(members, filled, strict=True))
         return blocks
 
-    def _sequence(self, epoch: int, row: int, blocks: list[np.ndarray]) -> dict[str, np.ndarray]:
-        kinds, lengths = self.rows.kinds[row], self.rows.piece_lengths[row]
-        is_picture = kinds == IMAGE
-        numbers = np.cumsum(is_picture) - 1
-        starts = np.cumsum(np.where(is_picture, 0, lengths)) - np.where(is_picture, 0, lengths)
-        ids: list[np.ndarray] = []
-        labels: list[np.ndarray] = []
-        token_kinds: list[np.ndarray] = []
-        for place, is_trained in self._form(epoch, row):
-            if is_picture[place]:
-                own = blocks[numbers[place]]
-                grid = self.rows.grids_of(row)[numbers[place]]
-                token_kinds.append(np.where(self.layout.template(grid).numpy() < 0, IMAGE, STRUCTURE))
-            else:
-                own = self.rows.ids[row][starts[place] : starts[place] + lengths[place]]
-                token_kinds.append(np.full(len(own), kinds[place]))
-            ids.append(own)
-            labels.append(own if is_trained else np.full(len(own), IGNORED_LABEL))
-        item = {"input_ids": ids, "labels": labels, "token_kinds": token_kinds}
-        return {name: np.concatenate(parts).astype(np.int64) for name, parts in item.items()}
+
+@functools.lru_cache(maxsize=1024)
+def _content(kinds: tuple[int, ...]) -> tuple[int, int, tuple[bool, ...]]:
+    """Return where a document's own pieces begin and end, and which of them are pictures."""
+    own = [place for place, kind in enumerate(kinds) if kind != STRUCTURE]
+    return own[0], own[-1] + 1, tuple([kind == IMAGE for kind in kinds[own[0] : own[-1] + 1]])
+
+
+def _sequence(form: list[StoredPiece], row: int, blocks: Blocks) -> dict[str, np.ndarray]:
+    """Return an item: its pieces' ids, of pictures those of their blocks; `row` is its number among the blocks."""
+    parts = [blocks[row, piece.picture][0] if piece.kind == IMAGE else piece.ids for piece in form]
+    ids = np.concatenate(parts, dtype=np.int64)
+    labels, kinds = ids.copy(), np.empty_like(ids)
+    start = 0
+    for piece in form:
+        end = start + piece.length
+        kinds[start:end] = blocks[row, piece.picture][1] if piece.kind == IMAGE else piece.kind
+        if not piece.is_trained:
+            labels[start:end] = IGNORED_LABEL
+        start = end
+    return {"input_ids": ids, "labels": labels, "token_kinds": kinds}

@@ -1,27 +1,32 @@
 """Shards of documents: pieces with their text ids, and the indices of their pictures, in a folder for `datasets`.
 
-They are made, checked and repaired as those of pictures are. Where pictures are tokenized on the fly there is
-everything but their indices.
+Where pictures are tokenized on the fly there is everything but their indices.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from mmlm.data.document_batches import KeptDocument
-from mmlm.data.pairs import IMAGE
+from mmlm.data.document_batches import Record
+from mmlm.data.document_pieces import PieceMaker
+from mmlm.data.piece import IMAGE
 from mmlm.data.shards import RaggedColumn, ShardHeader, expected_header
+from mmlm.documents.base import Document, DocumentSource, DocumentSourceConfig
+from mmlm.layouts.base import Grid
 from mmlm.mixture_recipe import MixtureMember
 from mmlm.processing import MultimodalProcessor
+from visual_tokenizer.data.sources.base import Split
+from visual_tokenizer.registry import ConfigError
 
 VOLATILE_TOKENIZER_STATE = ("truncation", "padding")
 
@@ -62,70 +67,58 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def expected_document_header(
-    processor: MultimodalProcessor, member: MixtureMember, split: str, max_length: int | None
-) -> DocumentShardHeader:
-    """Return the header that shards of a member must have to suit `processor`.
+class StoredPiece(NamedTuple):
+    """A piece of a document, as shards hold it."""
 
-    Args:
-        processor: with its visual tokenizer.
-        member: of the mixture.
-        split: "train", "heldout" or "all".
-        max_length: what the recipe's data.max_length says.
-    """
-    base = expected_header(processor, member.documents, split)
-    limits = effective_limits(member, max_length)
-    return DocumentShardHeader(
-        **asdict(base),
-        text_tokenizer=tokenizer_hash(processor.tokenizer),
-        layout=json.loads(json.dumps(processor.layout.config.to_dict())),
-        limits=asdict(limits),
-        tokenization=member.tokenization,
-    )
+    kind: int
+    """A place in `KINDS`."""
+    is_trained: bool
+    """Whether its tokens count in the loss."""
+    length: int
+    """Tokens."""
+    ids: np.ndarray
+    """(length,); none of a picture."""
+    picture: int
+    """Which of the document's pictures it is; of another piece, the next one."""
 
 
-def effective_limits(member: MixtureMember, max_length: int | None) -> Any:
-    """Return a member's limits, `max_tokens` filled in."""
-    limits = member.limits
-    return dataclasses.replace(limits, max_tokens=max_length if limits.max_tokens is None else limits.max_tokens)
+class StoredDocuments:
+    """Documents as sequences read them from shards."""
+
+    items: ClassVar[str]
+    """What they are, in the plural."""
+    remedy: ClassVar[str]
+    """What helps where one is too long."""
+    lengths: np.ndarray
+    """Tokens of each document whose pieces all stand (N,) int64."""
+    indices: RaggedColumn
+    """Of each document, the indices of its pictures one after another; none where they are tokenized on the fly."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def grids_of(self, row: int) -> list[Grid]:
+        """Return the token grid of each picture of a document."""
+        raise NotImplementedError
+
+    def kinds_of(self, row: int) -> tuple[int, ...]:
+        """Return the kind of each piece of a document."""
+        raise NotImplementedError
+
+    def pieces(self, row: int) -> list[StoredPiece]:
+        """Return the pieces of a document in order."""
+        raise NotImplementedError
 
 
-def document_columns(
-    documents: Sequence[KeptDocument], indices: np.ndarray | None, grid: Sequence[int], block: int
-) -> dict[str, list[Any]]:
-    """Return the columns of some documents.
-
-    Args:
-        documents: that are kept.
-        indices: (P, n) of all their pictures in order; None where they are tokenized on the fly.
-        grid: token grid of each picture.
-        block: tokens of a picture's block.
-    """
-    columns: dict[str, list[Any]] = {name: [] for name in ("key", "row", "kinds", "trained", "lengths", "ids")}
-    columns |= {name: [] for name in ("indices", "grids", "pictures")}
-    done = 0
-    for document in documents:
-        pieces, count = document.pieces, len(document.pictures)
-        columns["key"].append(document.key)
-        columns["row"].append(document.row)
-        columns["kinds"].append([piece.kind for piece in pieces])
-        columns["trained"].append([int(piece.is_trained) for piece in pieces])
-        columns["lengths"].append([block if piece.kind == IMAGE else len(piece.ids) for piece in pieces])
-        columns["ids"].append([token for piece in pieces for token in piece.ids])
-        own: Any = [] if indices is None else indices[done : done + count].reshape(-1)
-        columns["indices"].append(own)
-        columns["grids"].append(list(grid) * count)
-        columns["pictures"].append(document.pictures)
-        done += count
-    return columns
-
-
-class DocumentRows:
-    """The columns of document shards, memory-mapped.
+class DocumentRows(StoredDocuments):
+    """Rows of document shards, memory-mapped.
 
     Args:
         shards: rows of `load_shards`.
     """
+
+    items = "documents"
+    remedy = "set data.max_length, or the member's limits.max_tokens"
 
     def __init__(self, shards: datasets.Dataset) -> None:
         self.kinds = RaggedColumn.of_column(shards, "kinds")
@@ -138,15 +131,23 @@ class DocumentRows:
         self.keys = shards.with_format(None)["key"]
         self.source_rows = np.asarray(shards.with_format("numpy")["row"][:], np.int64).reshape(-1)
         self.lengths = _sums(self.piece_lengths)
-        """Tokens of each document whose pieces all stand (N,) int64."""
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def grids_of(self, row: int) -> list[tuple[int, ...]]:
-        """Return the token grid of each picture of a document."""
+    def grids_of(self, row: int) -> list[Grid]:
         count = int(self.pictures.lengths[row])
         return [tuple(grid) for grid in self.grids[row].reshape(count, -1).tolist()] if count else []
+
+    def kinds_of(self, row: int) -> tuple[int, ...]:
+        return tuple(self.kinds[row].tolist())
+
+    def pieces(self, row: int) -> list[StoredPiece]:
+        columns = (self.kinds, self.trained, self.piece_lengths)
+        ids, start, picture = self.ids[row], 0, 0
+        found = []
+        for kind, is_trained, length in zip(*(column[row].tolist() for column in columns), strict=True):
+            end = start if kind == IMAGE else start + length
+            found.append(StoredPiece(kind, bool(is_trained), length, ids[start:end], picture))
+            start, picture = end, picture + (kind == IMAGE)
+        return found
 
 
 def _sums(column: RaggedColumn) -> np.ndarray:
@@ -155,3 +156,77 @@ def _sums(column: RaggedColumn) -> np.ndarray:
         ends = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
         found.append(ends[offsets[1:]] - ends[offsets[:-1]])
     return np.concatenate(found)
+
+
+class DocumentShards:
+    """Shards of a split of a set of documents: what makes them, what is written of a document, how they are read.
+
+    Args:
+        processor: with its visual tokenizer.
+        member: the set; its limits are taken as they are.
+        split: "train", "heldout" or "all".
+        folder: of the shards.
+        name: of the set, for messages.
+    """
+
+    missing: ClassVar[str | None] = "a picture is missing or unreadable"
+    """Why a document is left out that goes with its picture; None: the picture's own reason."""
+    items = DocumentRows.items
+
+    def __init__(
+        self, processor: MultimodalProcessor, member: MixtureMember, split: Split, folder: Path, name: str = "documents"
+    ) -> None:
+        self.processor, self.member, self.split, self.folder, self.name = processor, member, split, folder, name
+        self.source: DocumentSource = DocumentSourceConfig.family.build(member.documents)
+
+    @property
+    def is_on_the_fly(self) -> bool:
+        """Whether the shards hold no indices."""
+        return self.member.tokenization == "on_the_fly"
+
+    def load_encoded(self) -> datasets.Dataset | datasets.IterableDataset:
+        """Return the encoded rows of the split.
+
+        Raises:
+            ConfigError: they cannot be tokenized on the fly.
+        """
+        rows = self.source.load_encoded(self.split)
+        codec = self.processor.codec
+        why = ""
+        if isinstance(rows, datasets.IterableDataset):
+            why = "for a stream, which can only be read in turn"
+        elif codec is not None and codec.has_variable_length:
+            why = "where a picture has as many tokens as it needs, which are not known before"
+        if self.is_on_the_fly and why:
+            raise ConfigError(f"tokenization must be shards {why}, got on_the_fly for '{self.member.documents.type}'")
+        return rows
+
+    @cached_property
+    def header(self) -> ShardHeader:
+        """The header that the shards must have; what is known only when all are written is still empty."""
+        return DocumentShardHeader(
+            **asdict(expected_header(self.processor, self.member.documents, self.split)),
+            text_tokenizer=tokenizer_hash(self.processor.tokenizer),
+            layout=json.loads(json.dumps(self.processor.layout.config.to_dict())),
+            limits=asdict(self.member.limits),
+            tokenization=self.member.tokenization,
+        )
+
+    def record(self) -> Callable[[Document], Record]:
+        """Return what makes the record of a document, for loader processes."""
+        return PieceMaker(self.processor.layout, self.processor.grid, self.member.limits).record
+
+    def columns(self, record: Record, pictures: Sequence[tuple[Grid, np.ndarray]]) -> dict[str, Any]:
+        """Return a row of the shards: a record with the grid and the flat indices of each of its pictures."""
+        blocks = iter([len(self.processor.layout.template(grid)) for grid, _ in pictures])
+        pieces = zip(record.columns["kinds"], record.columns["lengths"], strict=True)
+        return record.columns | {
+            "lengths": [next(blocks) if kind == IMAGE else length for kind, length in pieces],
+            "indices": np.concatenate([indices for _, indices in pictures]) if pictures else [],
+            "grids": [size for grid, _ in pictures for size in grid],
+            "pictures": record.pictures,
+        }
+
+    def rows(self, shards: datasets.Dataset) -> StoredDocuments:
+        """Return the rows of `load_shards` as documents."""
+        return DocumentRows(shards)

@@ -1,9 +1,10 @@
-"""A weighted mixture of sequences: which set, and which of its sequences, follows from seed and position alone."""
+"""Sequences of several sets: which set, and which of its sequences, a position reads follows from the position."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -22,7 +23,91 @@ class Member(Sequences, Protocol):
         """Raise `UserError` if an item may have more than `max_positions` tokens."""
 
 
-class MixtureSequences(Dataset):
+class SequencesOfSets(Dataset):
+    """Sequences that are read from several sets.
+
+    Args:
+        members: the sets.
+        length: sequences in all.
+    """
+
+    def __init__(self, members: Sequence[Member], length: int) -> None:
+        self.members, self.length = list(members), length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def places(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the set, and the position in it, that each position reads."""
+        raise NotImplementedError
+
+    def check_length(self, max_positions: int) -> None:
+        """Raise `UserError` if an item may have more than `max_positions` tokens."""
+        for member in self.members:
+            member.check_length(max_positions)
+
+    def lengths(self, positions: Sequence[int]) -> np.ndarray:
+        """Return the tokens of each item (n,) int64, without making it."""
+        found = np.empty(len(positions), np.int64)
+        for member, numbers, own in self._by_member(positions):
+            found[numbers] = self.members[member].lengths(own)
+        return found
+
+    def _by_member(self, positions: Sequence[int]) -> list[tuple[int, list[int], list[int]]]:
+        """Return for each set that is read its number, the places in `positions`, and the positions in the set."""
+        chosen: dict[int, tuple[list[int], list[int]]] = {}
+        for number, (member, own) in enumerate(self.places(positions)):
+            numbers, positions_in = chosen.setdefault(member, ([], []))
+            numbers.append(number)
+            positions_in.append(own)
+        return [(member, *lists) for member, lists in sorted(chosen.items())]
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """Return the items of a batch; faster than one by one."""
+        items: list[dict[str, np.ndarray]] = [{}] * len(positions)
+        for member, numbers, own in self._by_member(positions):
+            for number, item in zip(numbers, self.members[member].__getitems__(own), strict=True):
+                items[number] = item
+        return items
+
+
+class SequencesInTurn(SequencesOfSets):
+    """Each sequence of each set once, set by set."""
+
+    def __init__(self, members: Sequence[Any]) -> None:
+        super().__init__(members, sum(len(member) for member in members))
+        self._ends = np.cumsum([len(member) for member in members]).tolist()
+
+    def places(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        chosen = [bisect.bisect_right(self._ends, position) for position in positions]
+        return [(n, int(p) - (self._ends[n - 1] if n else 0)) for n, p in zip(chosen, positions, strict=True)]
+
+
+class StagedSequences(SequencesOfSets):
+    """Sequences of one set until a position, then of the next, as if each set had been read from the beginning.
+
+    Position p is item p of the set in whose range it falls, so sets of the same pictures in several sizes give the
+    pictures in one order, whatever the size.
+
+    Args:
+        members: one a stage.
+        ends: position at which each stage but the last ends, in ascending order.
+    """
+
+    def __init__(self, members: Sequence[Any], ends: Sequence[int]) -> None:
+        if len(members) != len(ends) + 1 or list(ends) != sorted(set(ends)):
+            raise UserError(f"sets must be one more than the ascending ends, got {len(members)} sets and ends {ends}")
+        super().__init__(members, len(members[0]))
+        self.ends = list(ends)
+
+    def places(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        return [(bisect.bisect_right(self.ends, position), int(position)) for position in positions]
+
+
+class MixtureSequences(SequencesOfSets):
     """Sequences of several sets in the shares of their weights.
 
     Positions come in blocks of `BLOCK`. Within one, a grid of as many even steps with a random start is laid over the
@@ -45,21 +130,12 @@ class MixtureSequences(Dataset):
             raise UserError(
                 f"a mixture needs one set or more, each with a weight above 0; got {len(members)} sets and {weights}"
             )
-        self.members, self.seed = list(members), seed
-        self.length = BLOCK if length is None else length
+        super().__init__(members, BLOCK if length is None else length)
+        self.seed = seed
         self._edges = np.cumsum(weights)[:-1] / np.sum(weights) * BLOCK
         self._before = np.zeros((1, len(members)), np.int64)  # sequences of each set before each block
 
-    def __len__(self) -> int:
-        return self.length
-
-    def check_length(self, max_positions: int) -> None:
-        """Raise `UserError` if an item may have more than `max_positions` tokens."""
-        for member in self.members:
-            member.check_length(max_positions)
-
     def places(self, positions: Sequence[int]) -> list[tuple[int, int]]:
-        """Return the set, and the position in it, that each position reads."""
         blocks, within = np.divmod(np.asarray(positions, np.int64), BLOCK)
         found: list[tuple[int, int]] = [(0, 0)] * len(blocks)
         for block in np.unique(blocks).tolist():
@@ -90,30 +166,3 @@ class MixtureSequences(Dataset):
         ends = np.concatenate([np.zeros((blocks, 1), np.int64), edges, np.full((blocks, 1), BLOCK)], axis=1)
         counts = np.cumsum(np.diff(ends, axis=1), axis=0)
         self._before = np.concatenate([np.zeros((1, len(self.members)), np.int64), counts])
-
-    def lengths(self, positions: Sequence[int]) -> np.ndarray:
-        """Return the tokens of each item (n,) int64, without making it."""
-        found = np.empty(len(positions), np.int64)
-        for member, numbers, own in self._by_member(positions):
-            found[numbers] = self.members[member].lengths(own)
-        return found
-
-    def _by_member(self, positions: Sequence[int]) -> list[tuple[int, list[int], list[int]]]:
-        """Return for each set that is read its number, the places in `positions`, and the positions in the set."""
-        chosen: dict[int, tuple[list[int], list[int]]] = {}
-        for number, (member, own) in enumerate(self.places(positions)):
-            numbers, positions_in = chosen.setdefault(member, ([], []))
-            numbers.append(number)
-            positions_in.append(own)
-        return [(member, *lists) for member, lists in sorted(chosen.items())]
-
-    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        return self.__getitems__([position])[0]
-
-    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        """Return the items of a batch; faster than one by one."""
-        items: list[dict[str, np.ndarray]] = [{}] * len(positions)
-        for member, numbers, own in self._by_member(positions):
-            for number, item in zip(numbers, self.members[member].__getitems__(own), strict=True):
-                items[number] = item
-        return items

@@ -1,43 +1,17 @@
-"""Where the indices of a document's pictures come from: its shard, or the visual tokenizer, while training."""
+"""Indices of documents' pictures that are made while training."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mmlm.data.document_shards import DocumentRows
+from mmlm.data.document_shards import DocumentRows, DocumentShards
 from mmlm.data.shards import ShardError
-from mmlm.documents.base import DocumentSource
-from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.decoding import decode_image
-
-
-class PictureIndices(Protocol):
-    """Returns indices of pictures."""
-
-    def __call__(self, rows: Sequence[int]) -> list[list[np.ndarray]]:
-        """Return, for each row, the flat indices (n,) of each of its pictures."""
-
-
-class StoredIndices:
-    """Indices that the shards hold."""
-
-    def __init__(self, rows: DocumentRows, num_codebooks: int) -> None:
-        self.rows, self.num_codebooks = rows, num_codebooks
-
-    def __call__(self, rows: Sequence[int]) -> list[list[np.ndarray]]:
-        found = []
-        for row in rows:
-            sizes = [math.prod(grid) * self.num_codebooks for grid in self.rows.grids_of(row)]
-            ends = np.cumsum(sizes).tolist()
-            flat = self.rows.indices[row]
-            found.append([flat[end - size : end] for end, size in zip(ends, sizes, strict=True)])
-        return found
 
 
 class IndicesOnTheFly:
@@ -47,20 +21,17 @@ class IndicesOnTheFly:
     is fixed.
 
     Args:
-        processor: with its visual tokenizer.
-        source: of the documents.
-        encoded: rows of the split, map-style.
-        rows: of the document shards.
+        shards: of the documents; their processor has its visual tokenizer.
+        rows: of the shards.
         threads: that decode; 0: none beside the caller.
     """
 
-    def __init__(
-        self, processor: MultimodalProcessor, source: DocumentSource, encoded: Any, rows: DocumentRows, threads: int
-    ) -> None:
-        self.processor, self.source, self.rows, self.threads = processor, source, rows, threads
-        self.encoded = encoded.with_format(None)
+    def __init__(self, shards: DocumentShards, rows: DocumentRows, threads: int) -> None:
+        self.processor, self.source, self.rows, self.threads = shards.processor, shards.source, rows, threads
+        self.encoded: Any = shards.load_encoded().with_format(None)
 
     def __call__(self, rows: Sequence[int]) -> list[list[np.ndarray]]:
+        """Return, for each row, the flat indices (n,) of each of its pictures."""
         if self.threads:
             with ThreadPoolExecutor(self.threads) as pool:
                 images = list(pool.map(self._decode, rows))

@@ -1,19 +1,27 @@
-"""One stretch of a training sequence."""
+"""Stretches of a training sequence, and what their tokens are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+KINDS = ("text", "image", "structure")
+"""What a token is; its place here is its value in `token_kinds`."""
+TEXT, IMAGE, STRUCTURE = range(3)
+PADDING = -1
+"""Value of `token_kinds` where there is no token."""
+
 
 class Piece(NamedTuple):
     """Text, a picture, or tokens of the layout or a chat template."""
 
     kind: int
-    """A place in `mmlm.data.pairs.KINDS`."""
+    """A place in `KINDS`."""
     is_trained: bool
     """Whether its tokens count in the loss."""
-    ids: Sequence[int]
+    ids: Sequence[int] | np.ndarray
     """Token ids; none for a picture."""
     picture: int = -1
     """Which of the document's pictures it is; -1: none."""

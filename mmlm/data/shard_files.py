@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-from torch import Tensor
 
 from mmlm.data.shards import ShardHeader
 from visual_tokenizer.runs.files import file_sha256, save_json, whole_file
-from visual_tokenizer.token_lengths import own_tokens
 
 
 @dataclass
@@ -96,24 +94,12 @@ class ShardWriter:
         self.skipped: dict[str, str] = {}
         self.changed: dict[str, int] = {}
 
-    def write(self, keys: Sequence[str], captions: Sequence[str], indices: Tensor, grid: Sequence[int]) -> None:
-        """Append B pictures: indices (B, *grid) or (B, *grid, num_codebooks).
-
-        Of a grid (N,) each picture's own tokens are written, and their number as its grid.
-        """
-        pictures = own_tokens(indices) if len(grid) == 1 else list(indices)
-        columns = {
-            "key": list(keys),
-            "caption": list(captions),
-            "indices": [picture.flatten().numpy() for picture in pictures],
-            "grid": [list(picture.shape[: len(grid)]) for picture in pictures],
-        }
-        self.write_columns(columns, len(keys))
-
-    def write_columns(self, columns: Mapping[str, Any], count: int) -> None:
-        """Append `count` rows of the header's columns."""
-        self._stream.write_batch(pa.RecordBatch.from_pydict(dict(columns), schema=self.features.arrow_schema))
-        self.count += count
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows, which have the header's columns or more."""
+        if rows:
+            columns = {name: [row[name] for row in rows] for name in self.features}
+            self._stream.write_batch(pa.RecordBatch.from_pydict(columns, schema=self.features.arrow_schema))
+            self.count += len(rows)
 
     def skip(self, reasons: Mapping[str, str]) -> None:
         """Note unreadable pictures: reason by key."""

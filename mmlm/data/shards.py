@@ -6,7 +6,9 @@ and a reader that expects something else refuses it. `files.json` lists the shar
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -157,7 +159,7 @@ def load_shards(folder: str | os.PathLike[str], expected: ShardHeader | None = N
     `python -m mmlm.data.tokenize`.
 
     Args:
-        folder: made by `tokenize_pictures`.
+        folder: made by `tokenize`.
         expected: what must have made it; see `expected_header`.
 
     Raises:
@@ -203,7 +205,7 @@ class RaggedColumn:
 
     def __init__(self, chunks: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         self.chunks = list(chunks)
-        self.starts = np.cumsum([0, *(len(offsets) - 1 for _, offsets in self.chunks)])
+        self.starts = list(itertools.accumulate((len(offsets) - 1 for _, offsets in self.chunks), initial=0))
         self.lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for _, offsets in self.chunks)])
 
     @classmethod
@@ -222,10 +224,10 @@ class RaggedColumn:
         return cls([(flat, offsets)])
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.starts[-1]
 
     def __getitem__(self, row: int) -> np.ndarray:
-        chunk = int(np.searchsorted(self.starts, row, side="right")) - 1
+        chunk = bisect.bisect_right(self.starts, row) - 1
         values, offsets = self.chunks[chunk]
         place = row - self.starts[chunk]
         return values[offsets[place] : offsets[place + 1]]

@@ -111,7 +111,7 @@ class DocumentSource:
     Config: ClassVar[type[DocumentSourceConfig]]
 
     varies: ClassVar[bool] = False
-    """Whether `arrange` depends on the epoch: then a document's length does too."""
+    """Whether `arrange` depends on the epoch."""
 
     def __init__(self, config: DocumentSourceConfig) -> None:
         self.config: Any = config
@@ -140,6 +140,10 @@ class DocumentSource:
             is_heldout: whether it is measured and not learned from, so that nothing may be left out of it at random.
         """
         return [Placed(place, True) for place in range(len(are_pictures))]
+
+    def may_leave_out(self, *, is_heldout: bool = False) -> bool:
+        """Return whether `arrange` may leave pieces out, so that a document's length depends on the epoch."""
+        return self.varies
 
     def load_encoded(self, split: str) -> datasets.Dataset | datasets.IterableDataset:
         """Return the encoded rows of "train", "heldout" or "all".

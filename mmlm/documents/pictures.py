@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -55,9 +56,14 @@ class Pictures(DocumentSource):
 
     def __init__(self, config: PicturesConfig) -> None:
         super().__init__(config)
-        self.source: Source = SourceConfig.family.build(config.source)
-        if self.source.content != "image":
+        if SourceConfig.family.get(config.source.type).content != "image":
             raise DataSourceError(f"pictures: source must be one of pictures, got '{config.source.type}'")
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """The source; it is not needed where shards are read."""
+        source: Source = SourceConfig.family.build(self.config.source)
+        return source
 
     def load_encoded(self, split: str) -> datasets.Dataset | datasets.IterableDataset:
         return self.source.load_encoded(split)
@@ -69,17 +75,26 @@ class Pictures(DocumentSource):
         parts: list[Part] = [str(caption)] if caption else []
         return Document.of_parts(str(row["key"]), [*parts, Picture(row["image"])])
 
+    def may_leave_out(self, *, is_heldout: bool = False) -> bool:
+        return not is_heldout and self.config.caption_dropout > 0
+
     def arrange(
         self, are_pictures: Sequence[bool], chance: Sequence[float], *, is_heldout: bool = False
     ) -> list[Placed]:
-        texts = [place for place, is_picture in enumerate(are_pictures) if not is_picture]
-        pictures = [place for place, is_picture in enumerate(are_pictures) if is_picture]
-        if not pictures:  # the limits left none
-            first, second = [], texts
-        elif chance[0] < self.config.image_to_text_fraction:
-            first, second = pictures, texts
-        else:
-            dropout = 0.0 if is_heldout else self.config.caption_dropout
-            first, second = [] if chance[1] < dropout else texts, pictures
-        is_trained = self.config.loss_on_prompt
-        return [*(Placed(place, is_trained) for place in first), *(Placed(place, True) for place in second)]
+        pictures_first, texts_first, pictures_alone = _forms(tuple(are_pictures), self.config.loss_on_prompt)
+        if chance[0] < self.config.image_to_text_fraction:
+            return pictures_first
+        is_dropped = not is_heldout and chance[1] < self.config.caption_dropout
+        return pictures_alone if is_dropped else texts_first
+
+
+@functools.lru_cache(maxsize=64)
+def _forms(are_pictures: tuple[bool, ...], loss_on_prompt: bool) -> tuple[list[Placed], list[Placed], list[Placed]]:
+    """Return a document with the pictures first, with the texts first, and without texts; where the limits left no
+    picture, its texts."""
+    texts = [Placed(place, True) for place, is_picture in enumerate(are_pictures) if not is_picture]
+    pictures = [Placed(place, True) for place, is_picture in enumerate(are_pictures) if is_picture]
+    if not pictures:
+        return texts, texts, texts
+    prompts = [[one._replace(is_trained=loss_on_prompt) for one in first] for first in (pictures, texts)]
+    return prompts[0] + texts, prompts[1] + pictures, pictures

@@ -23,8 +23,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from mmlm.data.collating import SequenceCollator
 from mmlm.data.packing import join
-from mmlm.data.pairs import PairCollator
 from mmlm.head_loss import HeadLoss
 from mmlm.modality_loss import shift_left
 from visual_tokenizer.errors import UserError
@@ -168,7 +168,7 @@ def test_packed_documents_have_the_losses_and_gradients_that_they_have_alone(
     """`flattens` is how batches go to flash attention."""
     model = model_of((CONFIGS | CHANGING)[name], implementation)
     items = documents()
-    collate = PairCollator(pad_id=0, pad_to_multiple_of=8)
+    collate = SequenceCollator(pad_id=0, pad_to_multiple_of=8)
     alone, packed = collate(items), collate([join(items[:2]), join(items[2:])])
     losses, gradients = [], []
     for rows in (alone, packed):
@@ -187,7 +187,7 @@ def test_packed_documents_have_the_losses_and_gradients_that_they_have_alone(
 
 def test_models_that_mix_documents_are_refused() -> None:
     config = MambaConfig(vocab_size=67, hidden_size=32, num_hidden_layers=2, state_size=4)
-    rows = PairCollator(pad_id=0)([join(documents())])
+    rows = SequenceCollator(pad_id=0)([join(documents())])
     inputs = {key: rows[key] for key in ("input_ids", "position_ids")}
     for model in (model_of(config, "eager"), _Forgetful(model_of(CONFIGS["llama"]))):
         with pytest.raises(UserError, match=r"set data\.packing: false"):

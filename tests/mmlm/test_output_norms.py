@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mmlm.data.pairs import KINDS
+from mmlm.data.piece import KINDS
 from mmlm.lm_recipe import LMRecipe
 from mmlm.modality_loss import shift_left
 from mmlm.output_norms import final_norm

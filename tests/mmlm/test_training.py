@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from mmlm.data.pairs import PairCollator
+from mmlm.data.collating import SequenceCollator
 from mmlm.lm_recipe import LMRecipe
 from mmlm.modality_loss import TokenWeights, shift_left
 from mmlm.processing import MultimodalProcessor
@@ -28,7 +28,7 @@ def test_loss_is_the_weighted_mean_over_the_tokens_and_equals_transformers(
 ) -> None:
     recipe = make_recipe(recipe_fields)
     trainer = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))
-    batch = PairCollator(pad_id=3)([trainer.train_dataset[position] for position in range(4)])
+    batch = SequenceCollator(pad_id=3)([trainer.train_dataset[position] for position in range(4)])
     model = trainer.model.eval()
     plain = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
     assert torch.allclose(trainer.compute_loss(model, dict(batch)), plain, rtol=1e-5)
@@ -54,7 +54,7 @@ def test_padding_does_not_change_the_loss(recipe_fields: dict[str, Any], make_re
     trainer = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))
     items = [trainer.train_dataset[position] for position in range(4)]
     model = trainer.model.eval()
-    tight, wide = (trainer.compute_loss(model, PairCollator(3, multiple)(items)) for multiple in (1, 64))
+    tight, wide = (trainer.compute_loss(model, SequenceCollator(3, multiple)(items)) for multiple in (1, 64))
     assert torch.allclose(tight, wide, rtol=1e-5)
 
 

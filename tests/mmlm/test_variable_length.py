@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -12,13 +13,18 @@ from transformers import AutoModelForCausalLM
 
 from mmlm import MultimodalProcessor, generate_images, merge_vocabulary
 from mmlm.block_grammar import BlockGrammar
+from mmlm.data.collating import SequenceCollator
+from mmlm.data.document_sequences import DocumentSequences
+from mmlm.data.document_shards import DocumentShards
 from mmlm.data.packing import PackedSequences
-from mmlm.data.pairs import PairCollator, PairOptions, PairSequences
-from mmlm.data.shards import expected_header, load_shards
-from mmlm.data.tokenize import tokenize_pictures
+from mmlm.data.pair_shards import PairShards
+from mmlm.data.tokenization import open_shards, tokenize
+from mmlm.documents.base import DocumentSourceConfig
+from mmlm.documents.pictures import PicturesConfig
 from mmlm.generation.captions import describe_images
 from mmlm.generation.images import generate_indices
 from mmlm.generation.interleaved import generate_interleaved
+from mmlm.mixture_recipe import MixtureMember
 from mmlm.sampling import PictureSampling
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.data.sources.base import SourceConfig
@@ -131,22 +137,45 @@ def test_a_batch_of_texts_and_pictures(loaded):
 def test_shards_pairs_and_packed_rows_hold_each_pictures_own_length(loaded, captioned_pictures, tmp_path):
     _, processor = loaded
     source = SourceConfig.family.config({"type": "image_folder", "folder": str(captioned_pictures)})
-    tokenize_pictures(processor, source, "all", tmp_path / "shards", batch_size=5)
-    rows = load_shards(tmp_path / "shards", expected_header(processor, source, "all"))
+    documents = PicturesConfig(source=source, image_to_text_fraction=0.5, caption_dropout=0.0)
+    shards = PairShards(processor, MixtureMember(documents=documents), "all", tmp_path / "shards")
+    rows = open_shards(shards, batch_size=5)
     images = [Image.open(captioned_pictures / f"{key}".split("/")[-1]) for key in rows["key"]]
     own = own_tokens(processor.encode_images(images))
     assert rows["grid"][:] == [[len(one)] for one in own]
     assert [row for row in rows["indices"][:]] == [one.flatten().tolist() for one in own]
     assert len({len(one) for one in own}) > 1
 
-    pairs = PairSequences(rows, processor.layout, PairOptions(image_to_text_fraction=0.5))
+    pairs = DocumentSequences(shards.rows(rows), processor.layout, shards.source)
     items = pairs.__getitems__(range(len(pairs)))
     assert pairs.lengths(range(len(pairs))).tolist() == [len(item["input_ids"]) for item in items]
-    batch = PairCollator(pad_id=processor.layout.eos_id)(items)
+    batch = SequenceCollator(pad_id=processor.layout.eos_id)(items)
     found = processor.decode_images(batch["input_ids"])
     assert all(len(pictures) == 1 and pictures[0].size == (32, 32) for pictures in found)
     packed = PackedSequences(pairs, 96)
     assert sum(len(processor.layout.find_blocks(packed[row]["input_ids"])) for row in range(3)) > 3
+
+
+def test_documents_hold_pictures_of_their_own_length(loaded, tmp_path):
+    _, processor = loaded
+    for number, picture in enumerate(pictures(6)):
+        picture.save(tmp_path / f"{number}.png")
+    lines = [{"text": "a <image><image> dog", "images": [f"{n}.png", f"{n + 1}.png"]} for n in range(5)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    fields = {"type": "chat_jsonl", "files": str(tmp_path / "lines.jsonl"), "heldout_fraction": 0.0}
+    documents = DocumentSourceConfig.family.config(fields)
+    shards = DocumentShards(processor, MixtureMember(documents=documents), "all", tmp_path / "shards")
+    rows = shards.rows(open_shards(shards, batch_size=3))
+    items = DocumentSequences(rows, processor.layout, shards.source, shuffle=False).__getitems__(range(5))
+    own = own_tokens(processor.encode_images(pictures(6)))
+    for number, item in enumerate(items):
+        ids = torch.from_numpy(item["input_ids"])
+        found = [processor.layout.block_indices(ids, block) for block in processor.layout.find_blocks(ids)]
+        assert [one.tolist() for one in found] == [one.tolist() for one in own[number : number + 2]]
+    assert rows.lengths.tolist() == [len(item["input_ids"]) for item in items]
+    fly = MixtureMember(documents=documents, tokenization="on_the_fly")
+    with pytest.raises(UserError, match="tokenization must be shards where a picture has as many tokens as it needs"):
+        tokenize(DocumentShards(processor, fly, "all", tmp_path / "fly"))
 
 
 def test_drawn_pictures_are_of_the_length_that_the_model_chooses(loaded):

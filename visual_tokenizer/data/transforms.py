@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -42,9 +43,8 @@ class TransformConfig(Section):
 def uniforms(seed: int, epoch: int, index: int) -> tuple[float, float, float, float]:
     """Return four numbers in [0, 1) that depend on nothing but the arguments."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=32).digest()
-    words = np.frombuffer(digest, dtype="<u8") >> np.uint64(11)
-    first, second, third, fourth = (words * 2.0**-53).tolist()
-    return first, second, third, fourth
+    first, second, third, fourth = struct.unpack("<4Q", digest)
+    return (first >> 11) * 2.0**-53, (second >> 11) * 2.0**-53, (third >> 11) * 2.0**-53, (fourth >> 11) * 2.0**-53
 
 
 def clip_place(config: TransformConfig, seed: int, epoch: int, index: int) -> float:

@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from mmlm.data.pairs import IMAGE, STRUCTURE, TEXT, PairCollator, PairOptions, PairSequences, encode_captions
+from mmlm.data.collating import SequenceCollator
+from mmlm.data.document_sequences import DocumentSequences
+from mmlm.data.pair_shards import PairRows, encode_captions
+from mmlm.data.piece import IMAGE, STRUCTURE, TEXT
 from mmlm.data.shards import ShardError
-from mmlm.layouts.base import LayoutConfig
+from mmlm.documents.pictures import Pictures, PicturesConfig
+from mmlm.layouts.base import Layout, LayoutConfig
 from mmlm.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
 from mmlm.vocabulary import VisualVocabulary
+from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.errors import UserError
 
 INDICES = np.random.default_rng(0).integers(0, 512, (50, 16))
@@ -25,20 +30,26 @@ def processor(merged_folder: Path) -> MultimodalProcessor:
     return MultimodalProcessor.from_pretrained(merged_folder)
 
 
-def shards(count: int = 50) -> datasets.Dataset:
+def shards() -> datasets.Dataset:
     columns = {
-        "key": [str(number) for number in range(count)],
-        "caption": CAPTIONS[:count],
-        "indices": INDICES[:count].astype(np.uint16),
-        "grid": [[4, 4]] * count,
+        "key": [str(number) for number in range(50)],
+        "caption": CAPTIONS,
+        "indices": INDICES.astype(np.uint16),
+        "grid": [[4, 4]] * 50,
     }
     return datasets.Dataset.from_dict(columns)
 
 
-def pairs(
-    processor: MultimodalProcessor, length: int | None = None, shuffle: bool = False, **fields: object
-) -> PairSequences:
-    return PairSequences(shards(), processor.layout, PairOptions(**fields), length=length, shuffle=shuffle)
+def sequences(
+    rows: datasets.Dataset, layout: Layout, seed: int = 0, shuffle: bool = False, **fields: object
+) -> DocumentSequences:
+    source = SourceConfig.family.config({"type": "openmoji"})  # it is not read
+    config = PicturesConfig(source=source, **{"image_to_text_fraction": 0.0, "caption_dropout": 0.0, **fields})
+    return DocumentSequences(PairRows(rows, layout), layout, Pictures(config), seed=seed, shuffle=shuffle)
+
+
+def pairs(processor: MultimodalProcessor, **fields: object) -> DocumentSequences:
+    return sequences(shards(), processor.layout, **fields)
 
 
 def test_sequences_are_those_of_every_layout(text_tokenizer: object, codec: object, make_model: object) -> None:
@@ -46,9 +57,9 @@ def test_sequences_are_those_of_every_layout(text_tokenizer: object, codec: obje
     assert len(names) >= 3
     for name in names:
         layout = merge_vocabulary(make_model(len(text_tokenizer)), text_tokenizer, codec, layout=name)[1].layout
-        drawn = PairSequences(shards(), layout, PairOptions(), shuffle=False)
-        told = PairSequences(shards(), layout, PairOptions(image_to_text_fraction=1.0), shuffle=False)
-        blank = PairSequences(shards(), layout, PairOptions(caption_dropout=1.0), shuffle=False)
+        drawn = sequences(shards(), layout)
+        told = sequences(shards(), layout, image_to_text_fraction=1.0)
+        blank = sequences(shards(), layout, caption_dropout=1.0)
         for row in (0, 1, 2, 49):
             block = layout.block(torch.from_numpy(INDICES[row]).view(4, 4))
             assert drawn[row]["input_ids"].tolist() == layout.caption_to_image(CAPTIONS[row], block).tolist()
@@ -62,7 +73,7 @@ def test_several_codebooks_stand_side_by_side(processor: MultimodalProcessor) ->
     layout = LayoutConfig.family.build(processor.layout.config, tokenizer=processor.tokenizer, vocabulary=vocabulary)
     indices = np.random.default_rng(0).integers(0, 64, (1, 32))
     rows = datasets.Dataset.from_dict({"caption": ["x"], "indices": indices, "grid": [[4, 4]]})
-    sequence = PairSequences(rows, layout, PairOptions())[0]["input_ids"]
+    sequence = sequences(rows, layout)[0]["input_ids"]
     block = layout.block(torch.from_numpy(indices[0]).view(4, 4, 2))
     assert sequence.tolist() == layout.caption_to_image("x", block).tolist()
 
@@ -97,18 +108,18 @@ def test_the_prompt_is_masked_if_asked(processor: MultimodalProcessor, fraction:
 
 def test_an_item_depends_on_seed_epoch_and_index_alone(processor: MultimodalProcessor) -> None:
     options = {"image_to_text_fraction": 0.3, "caption_dropout": 0.3, "seed": 5}
-    first = pairs(processor, length=200, shuffle=True, **options)
-    second = pairs(processor, length=500, shuffle=True, **options)
+    first = pairs(processor, shuffle=True, **options)
+    second = pairs(processor, shuffle=True, **options)
     for position in (199, 0, 77, 150):
         assert (first[position]["input_ids"] == second[position]["input_ids"]).all()
     batch = second.__getitems__([3, 60, 4])
     assert (batch[1]["input_ids"] == first[60]["input_ids"]).all()
-    other = pairs(processor, length=200, shuffle=True, **{**options, "seed": 6})
+    other = pairs(processor, shuffle=True, **{**options, "seed": 6})
     assert any(len(first[p]["input_ids"]) != len(other[p]["input_ids"]) for p in range(50))
 
 
 def test_every_epoch_holds_every_picture_once_in_another_order(processor: MultimodalProcessor) -> None:
-    rows = pairs(processor, length=150, shuffle=True)
+    rows = pairs(processor, shuffle=True)
     epochs = [[rows.row_of(position) for position in range(50 * epoch, 50 * epoch + 50)] for epoch in range(3)]
     for number, epoch in enumerate(epochs):
         assert {number} == {one for one, _ in epoch}
@@ -117,7 +128,7 @@ def test_every_epoch_holds_every_picture_once_in_another_order(processor: Multim
 
 
 def test_shares_are_those_asked_for(processor: MultimodalProcessor) -> None:
-    rows = pairs(processor, length=4000, image_to_text_fraction=0.25, caption_dropout=0.2)
+    rows = pairs(processor, image_to_text_fraction=0.25, caption_dropout=0.2)
     items = rows.__getitems__(range(4000))
     describes = [item["token_kinds"][-2] == TEXT for item in items]
     blank = [not (item["token_kinds"] == TEXT).any() for item in items]
@@ -130,14 +141,14 @@ def test_shares_are_those_asked_for(processor: MultimodalProcessor) -> None:
 def test_collator_pads_on_the_right(processor: MultimodalProcessor) -> None:
     rows = pairs(processor)
     items = [rows[0], rows[2]]
-    batch = PairCollator(pad_id=3, pad_to_multiple_of=16)(items)
+    batch = SequenceCollator(pad_id=3, pad_to_multiple_of=16)(items)
     assert batch["input_ids"].shape[1] % 16 == 0
     short = len(items[0]["input_ids"])
     assert (batch["input_ids"][0, short:] == 3).all()
     assert (batch["labels"][0, short:] == -100).all()
     assert (batch["token_kinds"][0, short:] == -1).all()
     assert (batch["input_ids"][0, :short].numpy() == items[0]["input_ids"]).all()
-    assert PairCollator(pad_id=3)(items)["input_ids"].shape[1] == len(items[1]["input_ids"])
+    assert SequenceCollator(pad_id=3)(items)["input_ids"].shape[1] == len(items[1]["input_ids"])
 
 
 def test_too_long_and_empty_are_refused(processor: MultimodalProcessor) -> None:
@@ -148,12 +159,12 @@ def test_too_long_and_empty_are_refused(processor: MultimodalProcessor) -> None:
     with pytest.raises(UserError, match=f"{longest} tokens, more than the {longest - 1} of"):
         rows.check_length(longest - 1)
     with pytest.raises(ShardError, match="empty"):
-        PairSequences(shards(0), processor.layout, PairOptions())
+        sequences(shards().select([]), processor.layout)
 
 
 def test_sequences_are_made_fast(processor: MultimodalProcessor) -> None:
-    rows = pairs(processor, length=10_000, shuffle=True, image_to_text_fraction=0.2, caption_dropout=0.1)
-    collate = PairCollator(pad_id=3)
+    rows = pairs(processor, shuffle=True, image_to_text_fraction=0.2, caption_dropout=0.1)
+    collate = SequenceCollator(pad_id=3)
     best = float("inf")
     for _ in range(3):
         start = time.process_time()

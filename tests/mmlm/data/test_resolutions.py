@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmlm.data.resolutions import StagedSequences, at_size
+from mmlm.data.mixture import StagedSequences
+from mmlm.data.sets import at_size
 from mmlm.data.shards import read_header
 from mmlm.lm_recipe import LMRecipe
 from mmlm.train import build_trainer, load_processor, run_arguments, train
@@ -82,11 +83,11 @@ def test_mistakes_are_named(fields: dict[str, Any], make_recipe: Callable[..., L
     for stages, message in (
         ([{"image_size": 16, "until_step": 2}], "with null for the last one alone"),
         ([{"image_size": 16}, {"image_size": 32}], "rise from stage to stage"),
-        ([{"image_size": 0}], r"data\.resolutions\.image_size must be 1 or more, got 0"),
+        ([{"image_size": 0}], r"data\.resolutions\[0\]\.image_size must be 1 or more, got 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             make_recipe({**fields, "data.resolutions": stages})
-    with pytest.raises(ConfigError, match=r"data\.packing must be false where there is data\.resolutions"):
+    with pytest.raises(ConfigError, match=r"data\.packing must be false where there is resolutions"):
         make_recipe({**fields, "data.packing": True})
     recipe = make_recipe({**fields, "data.resolutions": [{"image_size": 20}]})
     with pytest.raises(ConfigError, match=r"a size that the visual tokenizer takes, got 20"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from mmlm.data.shards import RaggedColumn, ShardError, expected_header, load_shards, read_header
-from mmlm.data.tokenize import tokenize_pictures
+from mmlm.data.tokenization import tokenize
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.errors import UserError
@@ -36,9 +37,13 @@ def source(captioned_pictures: Path) -> SourceConfig:
 
 
 def test_shards_hold_every_picture_in_order(
-    processor: MultimodalProcessor, source: SourceConfig, captioned_pictures: Path, tmp_path: Path
+    pair_shards: Callable,
+    processor: MultimodalProcessor,
+    source: SourceConfig,
+    captioned_pictures: Path,
+    tmp_path: Path,
 ) -> None:
-    header = tokenize_pictures(processor, source, "train", tmp_path / "train", batch_size=5)
+    header = tokenize(pair_shards(processor, source, tmp_path / "train"), batch_size=5)
     rows = load_shards(tmp_path / "train", expected_header(processor, source, "train"))
     assert header.count == len(rows) == 24
     assert header.codec_hash == processor.codec_hash
@@ -56,25 +61,29 @@ def test_shards_hold_every_picture_in_order(
     assert not list(tmp_path.glob(".*")), "nothing unfinished is left"
 
 
-def test_plain_datasets_reads_shards(processor: MultimodalProcessor, source: SourceConfig, tmp_path: Path) -> None:
-    tokenize_pictures(processor, source, "train", tmp_path / "train")
+def test_plain_datasets_reads_shards(
+    pair_shards: Callable, processor: MultimodalProcessor, source: SourceConfig, tmp_path: Path
+) -> None:
+    tokenize(pair_shards(processor, source, tmp_path / "train"))
     assert len(datasets.load_from_disk(str(tmp_path / "train"))) == 24
 
 
 def test_an_unreadable_picture_is_left_out_and_named(
-    processor: MultimodalProcessor, captioned_pictures: Path, tmp_path: Path
+    pair_shards: Callable, processor: MultimodalProcessor, captioned_pictures: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(captioned_pictures, tmp_path / "pictures")
     (tmp_path / "pictures" / "03.png").write_bytes(b"no picture")
     fields = {"type": "image_folder", "folder": str(tmp_path / "pictures"), "heldout_fraction": 0.0}
-    header = tokenize_pictures(processor, SourceConfig.family.config(fields), "train", tmp_path / "train")
+    header = tokenize(pair_shards(processor, SourceConfig.family.config(fields), tmp_path / "train"))
     assert header.count == 23
     assert list(header.skipped) == ["03.png"]
     assert "03.png" not in load_shards(tmp_path / "train")["key"][:]
 
 
-def test_another_tokenizer_is_refused(processor: MultimodalProcessor, source: SourceConfig, tmp_path: Path) -> None:
-    tokenize_pictures(processor, source, "train", tmp_path / "train")
+def test_another_tokenizer_is_refused(
+    pair_shards: Callable, processor: MultimodalProcessor, source: SourceConfig, tmp_path: Path
+) -> None:
+    tokenize(pair_shards(processor, source, tmp_path / "train"))
     expected = dataclasses.replace(expected_header(processor, source, "train"), codec_hash="0" * 64)
     with pytest.raises(UserError, match=r"codec_hash is .*, expected 0000.*Delete the folder"):
         load_shards(tmp_path / "train", expected)
@@ -84,13 +93,13 @@ def test_another_tokenizer_is_refused(processor: MultimodalProcessor, source: So
 
 
 def test_missing_unfinished_and_cut_shards_are_refused(
-    processor: MultimodalProcessor, source: SourceConfig, tmp_path: Path
+    pair_shards: Callable, processor: MultimodalProcessor, source: SourceConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(ShardError, match="no header"):
         load_shards(tmp_path / "nothing")
-    tokenize_pictures(processor, source, "train", tmp_path / "train")
+    tokenize(pair_shards(processor, source, tmp_path / "train"))
     with pytest.raises(ShardError, match="cannot be made"):
-        tokenize_pictures(processor, source, "train", tmp_path / "train")
+        tokenize(pair_shards(processor, source, tmp_path / "train"))
     path = tmp_path / "train" / "header.json"
     path.write_text(path.read_text().replace('"count": 24', '"count": 25'))
     with pytest.raises(ShardError, match="24 pictures"):
@@ -101,11 +110,11 @@ def test_missing_unfinished_and_cut_shards_are_refused(
 
 
 def test_what_an_interrupted_run_left_is_written_over(
-    processor: MultimodalProcessor, source: SourceConfig, tmp_path: Path
+    pair_shards: Callable, processor: MultimodalProcessor, source: SourceConfig, tmp_path: Path
 ) -> None:
     (tmp_path / ".train.unfinished").mkdir()
     (tmp_path / ".train.unfinished" / "pictures-00007-00000.arrow").write_bytes(b"junk")
-    tokenize_pictures(processor, source, "train", tmp_path / "train")
+    tokenize(pair_shards(processor, source, tmp_path / "train"))
     assert len(load_shards(tmp_path / "train")) == 24
 
 

@@ -26,7 +26,8 @@ from PIL import Image
 from mmlm.data import shard_plan
 from mmlm.data.shard_plan import count_reasons, plan_shards, read_plan
 from mmlm.data.shards import ShardError, ShardHeader, expected_header, load_shards
-from mmlm.data.tokenize import main, tokenize_pictures
+from mmlm.data.tokenization import tokenize
+from mmlm.data.tokenize import main
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer import VisualTokenizer
 from visual_tokenizer.data.sources.base import SourceConfig
@@ -135,15 +136,20 @@ def test_five_kills_lose_and_repeat_nothing(
 
 
 def test_a_kill_between_header_and_name_is_made_good(
-    processor: MultimodalProcessor, pictures: Path, unkilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair_shards: Callable,
+    processor: MultimodalProcessor,
+    pictures: Path,
+    unkilled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(shard_plan, "move_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            tokenize_pictures(processor, source_of(pictures), "train", tmp_path / "train", batch_size=4)
+            tokenize(pair_shards(processor, source_of(pictures), tmp_path / "train"), batch_size=4)
     assert (tmp_path / ".train.unfinished" / "header.json").is_file()
     monkeypatch.setattr(processor.codec, "encode", None)  # nothing is left to tokenize
-    tokenize_pictures(processor, source_of(pictures), "train", tmp_path / "train", batch_size=64)
+    tokenize(pair_shards(processor, source_of(pictures), tmp_path / "train"), batch_size=64)
     check_equal(tmp_path, unkilled, 300)
 
 
@@ -179,7 +185,7 @@ def test_a_damaged_shard_is_found_and_made_again(
 
 
 def test_what_another_tokenizer_or_other_pictures_left_is_not_used(
-    processor: MultimodalProcessor, pictures: Path, unkilled: Path, tmp_path: Path
+    pair_shards: Callable, processor: MultimodalProcessor, pictures: Path, unkilled: Path, tmp_path: Path
 ) -> None:
     for change in ({"keys_hash": "0"}, {"provenance": {"codec_hash": "0"}}):
         unfinished = tmp_path / ".train.unfinished"
@@ -187,7 +193,7 @@ def test_what_another_tokenizer_or_other_pictures_left_is_not_used(
         plan = json.loads((unfinished / "plan.json").read_text())
         (unfinished / "plan.json").write_text(json.dumps(plan | change))
         (unfinished / "pictures-99999.json").write_text("{}")
-        header = tokenize_pictures(processor, source_of(pictures), "train", tmp_path / "train", batch_size=100)
+        header = tokenize(pair_shards(processor, source_of(pictures), tmp_path / "train"), batch_size=100)
         assert read_plan(tmp_path / "train").rows_per_unit == 100, "begun anew, with a plan of its own"  # type: ignore[union-attr]
         assert header.count == 294
         assert not (tmp_path / "train" / "pictures-99999.json").exists()
@@ -195,9 +201,9 @@ def test_what_another_tokenizer_or_other_pictures_left_is_not_used(
 
 
 def test_a_split_without_pictures_is_a_table_without_rows(
-    processor: MultimodalProcessor, pictures: Path, tmp_path: Path
+    pair_shards: Callable, processor: MultimodalProcessor, pictures: Path, tmp_path: Path
 ) -> None:
-    assert tokenize_pictures(processor, source_of(pictures), "heldout", tmp_path / "heldout").count == 0
+    assert tokenize(pair_shards(processor, source_of(pictures), tmp_path / "heldout", "heldout")).count == 0
     rows = load_shards(tmp_path / "heldout")
     assert (len(rows), rows.column_names) == (0, ["key", "caption", "indices", "grid"])
 
@@ -220,7 +226,9 @@ def test_units_do_not_depend_on_processes_and_cover_every_row(processor: Multimo
 
 
 @pytest.mark.parametrize("loader_workers", [0, 2])
-def test_files_of_a_stream_are_units(loader_workers: int, processor: MultimodalProcessor, tmp_path: Path) -> None:
+def test_files_of_a_stream_are_units(
+    pair_shards: Callable, loader_workers: int, processor: MultimodalProcessor, tmp_path: Path
+) -> None:
     write_pictures(tmp_path / "pictures", 30)
     for shard in range(3):
         with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
@@ -249,9 +257,9 @@ def test_files_of_a_stream_are_units(loader_workers: int, processor: MultimodalP
         patch.setattr(processor.codec, "encode", failing)
         options = {"batch_size": 4, "loader_workers": loader_workers}
         with pytest.raises(KeyboardInterrupt):
-            tokenize_pictures(processor, source, "train", tmp_path / "train", **options)
+            tokenize(pair_shards(processor, source, tmp_path / "train"), **options)
         assert finished_shards(tmp_path) == 1
-        tokenize_pictures(processor, source, "train", tmp_path / "train", **options)
+        tokenize(pair_shards(processor, source, tmp_path / "train"), **options)
     assert calls == 5 + 6, "the two files that were not done, in three batches each"
     expected = [number for number in range(30) if number != 7]
     rows = load_shards(tmp_path / "train")

@@ -7,9 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmlm.codebook_patterns.base import PatternConfig
-from mmlm.data.pairs import PairOptions, PairSequences
+from mmlm.data.document_sequences import DocumentSequences
+from mmlm.data.pair_shards import PairRows
+from mmlm.documents.pictures import Pictures, PicturesConfig
 from mmlm.layouts.base import LayoutConfig
 from mmlm.processing import MultimodalProcessor
+from visual_tokenizer.data.sources.base import SourceConfig
 
 VISUAL, SIZE = 150, 16
 
@@ -98,7 +101,9 @@ def test_training_sequences_follow_the_pattern(build) -> None:
     layout = build({"type": "chameleon", "pattern": {"type": "delay"}}, (2, 2), books=2)
     indices = torch.randint(SIZE, (3, 2, 2, 2), generator=torch.Generator().manual_seed(0))
     columns = {"caption": ["a", "bc", ""], "indices": indices.flatten(1).tolist(), "grid": [[2, 2]] * 3}
-    pairs = PairSequences(datasets.Dataset.from_dict(columns), layout, PairOptions(), shuffle=False)
+    source = SourceConfig.family.config({"type": "openmoji"})  # it is not read
+    whole = Pictures(PicturesConfig(source=source, image_to_text_fraction=0.0, caption_dropout=0.0))
+    pairs = DocumentSequences(PairRows(datasets.Dataset.from_dict(columns), layout), layout, whole, shuffle=False)
     for row, caption in enumerate(columns["caption"]):
         wanted = layout.caption_to_image(caption, layout.block(indices[row]))
         assert pairs[row]["input_ids"].tolist() == wanted.tolist()

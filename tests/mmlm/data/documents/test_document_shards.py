@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from mmlm.data.document_sequences import DocumentSequences
-from mmlm.data.document_shards import DocumentRows, DocumentShardHeader, expected_document_header
+from mmlm.data.document_shards import DocumentRows, DocumentShardHeader, DocumentShards
 from mmlm.data.picture_indices import IndicesOnTheFly
-from mmlm.data.shards import ShardError, load_shards, read_header
-from mmlm.data.tokenize_documents import document_shards_of, tokenize_documents
+from mmlm.data.shards import ShardError, ShardHeader, load_shards, read_header
+from mmlm.data.tokenization import open_shards, tokenize
 from mmlm.documents.base import DocumentSourceConfig
 from mmlm.mixture_recipe import DocumentLimits, MixtureMember
 from mmlm.processing import MultimodalProcessor
@@ -56,9 +56,15 @@ def member(write_jsonl: Any) -> Callable[..., MixtureMember]:
     return make
 
 
+def tokenize_documents(
+    processor: MultimodalProcessor, member: MixtureMember, split: str, folder: Path, **options: Any
+) -> ShardHeader:
+    return tokenize(DocumentShards(processor, member, split, folder), **options)
+
+
 def sequences(processor: MultimodalProcessor, member: MixtureMember, folder: Path, **fields: Any) -> DocumentSequences:
     source = DocumentSourceConfig.family.build(member.documents)
-    return DocumentSequences(load_shards(folder), processor.layout, source, **fields)
+    return DocumentSequences(DocumentRows(load_shards(folder)), processor.layout, source, **fields)
 
 
 def test_sequences_are_the_documents(
@@ -124,8 +130,8 @@ def test_on_the_fly_equals_shards(
     expected = sequences(processor, stored, tmp_path / "stored", seed=3)
     found = sequences(processor, fly, tmp_path / "fly", seed=3)
     assert not found.rows.indices.lengths.any(), "there are no tokens of pictures on the disk"
-    encoded = found.source.load_encoded("train")
-    found.indices = IndicesOnTheFly(processor, found.source, encoded, found.rows, threads=workers)
+    shards = DocumentShards(processor, fly, "train", tmp_path / "fly")
+    found.indices = IndicesOnTheFly(shards, found.rows, threads=workers)
     positions = [*range(0, 130, 3), 5, 5]
     for one, other in zip(expected.__getitems__(positions), found.__getitems__(positions), strict=True):
         assert all((one[name] == other[name]).all() for name in ("input_ids", "labels", "token_kinds"))
@@ -143,7 +149,7 @@ def test_documents_that_change_after_they_were_counted_are_found_out(
     tokenize_documents(processor, fly, "train", tmp_path / "fly")
     write_jsonl("shards.jsonl", [line(number) for number in range(1, COUNT)])
     rows = sequences(processor, fly, tmp_path / "fly", shuffle=False)
-    rows.indices = IndicesOnTheFly(processor, rows.source, rows.source.load_encoded("train"), rows.rows, threads=0)
+    rows.indices = IndicesOnTheFly(DocumentShards(processor, fly, "train", tmp_path / "fly"), rows.rows, threads=0)
     with pytest.raises(ShardError, match="changed since they were counted: 1 is now 2, with 2 pictures"):
         rows[1]
 
@@ -197,13 +203,13 @@ def test_kills_lose_and_repeat_nothing(
 def test_damaged_shards_are_made_again(
     processor: MultimodalProcessor, member: Callable[..., MixtureMember], tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"max_length": None, "batch_size": 8, "loader_workers": 0}
-    rows = document_shards_of(processor, member(), "train", tmp_path / "train", **options)
+    shards = DocumentShards(processor, member(), "train", tmp_path / "train")
+    rows = open_shards(shards, batch_size=8)
     expected = rows.to_list()
     file = tmp_path / "train" / "pictures-00002.arrow"
     content = file.read_bytes()
     file.write_bytes(content[:-200] + bytes([content[-200] ^ 1]) + content[-199:])
-    again = document_shards_of(processor, member(), "train", tmp_path / "train", verify=True, **options)
+    again = open_shards(shards, batch_size=8, verify=True)
     assert again.to_list() == expected
     assert file.read_bytes() == content
 
@@ -211,19 +217,23 @@ def test_damaged_shards_are_made_again(
 def test_other_limits_layouts_and_text_tokenizers_are_refused(
     processor: MultimodalProcessor, member: Callable[..., MixtureMember], tmp_path: Path
 ) -> None:
-    tokenize_documents(processor, member(), "train", tmp_path / "train", max_length=200)
-    load_shards(tmp_path / "train", expected_document_header(processor, member(), "train", 200))
-    for other, length, message in (
-        (member(), 100, r"limits is \{'max_tokens': 200\}, expected \{'max_tokens': 100\}"),
-        (member(limits={"max_pictures": 1}), 200, r"limits is \{'max_pictures': None\}"),
-        (member(tokenization="on_the_fly"), 200, "tokenization is shards, expected on_the_fly"),
-        (member(missing_pictures="drop_document"), 200, "source is"),
+    def header(own: MixtureMember) -> ShardHeader:
+        return DocumentShards(processor, own, "train", tmp_path / "train").header
+
+    limited = member(limits={"max_tokens": 200})
+    tokenize_documents(processor, limited, "train", tmp_path / "train")
+    load_shards(tmp_path / "train", header(limited))
+    for other, message in (
+        (member(limits={"max_tokens": 100}), r"limits is \{'max_tokens': 200\}, expected \{'max_tokens': 100\}"),
+        (member(limits={"max_tokens": 200, "max_pictures": 1}), r"limits is \{'max_pictures': None\}"),
+        (member(limits={"max_tokens": 200}, tokenization="on_the_fly"), "tokenization is shards, expected on_the_fly"),
+        (member(limits={"max_tokens": 200}, missing_pictures="drop_document"), "source is"),
     ):
         with pytest.raises(UserError, match=message):
-            load_shards(tmp_path / "train", expected_document_header(processor, other, "train", length))
+            load_shards(tmp_path / "train", header(other))
     processor.tokenizer.chat_template = "{{ messages }}"
     with pytest.raises(UserError, match="text_tokenizer is"):
-        load_shards(tmp_path / "train", expected_document_header(processor, member(), "train", 200))
+        load_shards(tmp_path / "train", header(limited))
 
 
 def test_pairs_vary_from_epoch_to_epoch(

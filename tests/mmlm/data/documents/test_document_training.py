@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from mmlm.cli import app
-from mmlm.data.mixture_sets import heldout_documents, training_mixture
-from mmlm.data.pairs import TEXT
+from mmlm.data.piece import TEXT
+from mmlm.data.sets import heldout_sequences, training_sequences
 from mmlm.data.tokenize import main as tokenize
 from mmlm.generation.interleaved import generate_interleaved, join_pieces
 from mmlm.lm_recipe import LMRecipe
@@ -89,11 +89,11 @@ def test_held_out_documents_keep_their_captions(
     mixture_fields["data.mixture"][1]["documents"].update(caption_dropout=1.0, image_to_text_fraction=0.0)
     recipe = make_recipe(mixture_fields)
     processor = load_processor(recipe.model)
-    heldout = heldout_documents(processor, recipe).datasets[0]
+    heldout = heldout_sequences(processor, recipe).members[0]
     assert heldout.name == "pictures"
     assert min((heldout.rows.kinds[row] == TEXT).sum() for row in range(len(heldout))) > 0
     assert heldout.lengths(range(len(heldout))).tolist() == heldout.rows.lengths.tolist()
-    learned = training_mixture(processor, recipe).members[1]
+    learned = training_sequences(processor, recipe).members[1]
     assert learned.lengths(range(len(learned))).max() < learned.rows.lengths.min()
 
 

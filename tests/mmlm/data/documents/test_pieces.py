@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from mmlm.data.document_pieces import DroppedDocumentError, PieceMaker
-from mmlm.data.pairs import IMAGE, STRUCTURE, TEXT
+from mmlm.data.document_batches import DroppedDocumentError
+from mmlm.data.document_pieces import PieceMaker
+from mmlm.data.piece import IMAGE, STRUCTURE, TEXT
 from mmlm.documents.base import BrokenDocumentError, Document, Picture, Turn
 from mmlm.mixture_recipe import DocumentLimits
 from mmlm.processing import MultimodalProcessor
