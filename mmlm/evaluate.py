@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from mmlm.measures.base import Findings, Measure, MeasureConfig, measure_configs
+from mmlm.measures.base import Findings, Measure, MeasureConfig
 from mmlm.merged_model import load_merged
 from mmlm.picture_bank import NETWORK, Accuracy
 from mmlm.sampling import Scale, Temperature, TopK, TopP
@@ -70,7 +70,7 @@ class EvaluationRecipe(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not measure_configs(self.measures):
+        if not MeasureConfig.family.configs(self.measures, "measures"):
             raise ConfigError(f"measures must hold one of {', '.join(MeasureConfig.family.names())} or more, got none")
 
 
@@ -131,7 +131,7 @@ def evaluate(
         model=os.fspath(model_dir),
         data=SourceConfig.family.config(source),
         output=os.fspath(model_dir if output_dir is None else output_dir),
-        measures=list(measure_configs(measures)),
+        measures=MeasureConfig.family.configs(measures, "measures"),
         num_prompts=num_prompts,
         seed=seed,
         **settings,
@@ -143,7 +143,8 @@ def evaluate_by_recipe(
     recipe: EvaluationRecipe, show_progress: bool = False, report: Report | None = None
 ) -> Evaluation:
     """Run `evaluate` as a recipe says, and write evaluation.json and the sheets to its `output`."""
-    measures: list[Measure] = [MeasureConfig.family.build(config) for config in measure_configs(recipe.measures)]
+    family = MeasureConfig.family
+    measures: list[Measure] = [family.build(config) for config in family.configs(recipe.measures, "measures")]
     model, processor = load_merged(recipe.model)
     subject = Subject(
         model,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from visual_tokenizer.backbones.base import load_backbone
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
-from visual_tokenizer.retrieval import retrieval_embedding, topk_caption_accuracy
+from visual_tokenizer.semantics.text_retrieval import caption_ranks, retrieval_embedding
 
 NETWORK = "efficientnet_lite0"
 PICTURES_AT_A_TIME = 64
@@ -61,7 +61,7 @@ class PictureBank:
     def look_up(self, images: Sequence[Image.Image], captions: Sequence[str]) -> tuple[Accuracy, list[int]]:
         """Return the accuracy of pictures of `captions`, and for each the place, from 1, of its caption."""
         bank = torch.cat(self._embeddings)
-        ranks = topk_caption_accuracy(self.embed(images), captions, bank, self.captions, k=1).ranks
+        ranks = caption_ranks(self.embed(images), captions, bank, self.captions)
         top1, top5 = (float(((ranks >= 1) & (ranks <= k)).double().mean()) for k in (1, 5))
         return Accuracy(top1=top1, top5=top5), ranks.tolist()
 

@@ -16,9 +16,10 @@ from visual_tokenizer.code_gallery import gallery_page
 from visual_tokenizer.comparison import ComparisonRecipe, compare
 from visual_tokenizer.data.sources.base import SourceConfig, Split
 from visual_tokenizer.errors import UserError, program
-from visual_tokenizer.evaluation import measure_reconstruction, metric_configs, reconstruct, token_bits
+from visual_tokenizer.evaluation import measure_reconstruction, reconstruct, token_bits
 from visual_tokenizer.fields.decoding import decode_config
 from visual_tokenizer.fields.ranges import Section
+from visual_tokenizer.metrics.base import MetricConfig
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.plots import reconstruction_grid, save_picture
 from visual_tokenizer.recipe import parse_arguments, provenance, read_yaml
@@ -93,7 +94,7 @@ class EvaluationRecipe(Section):
         super().__post_init__()
         if self.semantic_page is not None and self.semantic is None:
             raise UserError(f"semantic_page must be null without --semantic, got {self.semantic_page!r}")
-        metric_configs(self.metrics)
+        MetricConfig.family.configs(self.metrics, "metrics", is_repeatable=True)
         if self.output is None and not Path(self.model).is_dir():
             raise UserError(f"output must name a file, because the model {self.model!r} is not a directory here")
 

@@ -59,32 +59,13 @@ class _Amount(Metric):
         return {"pictures": count, "tokens": sums["tokens"] // count, "pixels": sums["pixels"] // count}
 
 
-def metric_configs(entries: Iterable[str | Mapping[str, Any] | MetricConfig]) -> list[MetricConfig]:
-    """Return the configs of a recipe's list of metrics: names, or `{type: name, field: value}`.
-
-    Raises:
-        ConfigError: no such metric (with the nearest one), or a wrong field.
-    """
-    family = MetricConfig.family
-    found = []
-    for entry in entries:
-        section = {"type": entry} if isinstance(entry, str) else entry
-        if not isinstance(section, (Mapping, MetricConfig)):
-            raise ConfigError(f"metrics must hold names or mappings with a 'type', got {entry!r}")
-        try:
-            found.append(family.config(section))
-        except KeyError as error:
-            raise ConfigError(str(error)) from error
-    return found
-
-
 def build_metrics(
     entries: Iterable[str | Mapping[str, Any] | MetricConfig], codebook_size: int, num_codebooks: int
 ) -> list[Metric]:
     """Build the metrics of a recipe, and the usage of the codebook where it is not among them.
 
     Args:
-        entries: see `metric_configs`.
+        entries: names, or mappings of `type` and fields.
         codebook_size: the tokenizer's.
         num_codebooks: the tokenizer's.
 
@@ -92,9 +73,9 @@ def build_metrics(
         ConfigError: no such metric, or a wrong field.
         MissingWeightsError: the weights of a metric's network are not on this machine.
     """
-    configs = metric_configs(entries)
+    configs = MetricConfig.family.configs(entries, "metrics", is_repeatable=True)
     if USAGE not in [config.type for config in configs]:
-        configs += metric_configs([USAGE])
+        configs.append(MetricConfig.family.config({"type": USAGE}))
     return [MetricConfig.family.build(config.for_codebook(codebook_size, num_codebooks)) for config in configs]
 
 
@@ -133,7 +114,7 @@ def measure_reconstruction(
     Args:
         tokenizer: left in the mode it was in.
         batches: with `pixels` (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1]; together each picture once.
-        metrics: names or sections, see `metric_configs`.
+        metrics: names, or mappings of `type` and fields.
         device: where the tokenizer is.
 
     Raises:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -106,6 +106,35 @@ class Family:
                 f"a section of {self.label} needs the key 'type', one of {', '.join(self.names())}; got {dict(section)}"
             )
         return decode_config(self.get(name).Config, fields, where=f"{self.label}.{name}")
+
+    def configs(
+        self, entries: Iterable[str | Mapping[str, Any] | PartConfig], field: str, *, is_repeatable: bool = False
+    ) -> list[Any]:
+        """Return the configs of a recipe's list of parts: names, or `{type: name, field: value}`.
+
+        Args:
+            entries: what the recipe's field holds.
+            field: its name.
+            is_repeatable: whether a part may be there twice.
+
+        Raises:
+            ConfigError: no such part (with the nearest one), a wrong field, or a part twice.
+        """
+        if isinstance(entries, (str, Mapping)):
+            raise ConfigError(f"{field} must be a list of names or mappings with a 'type', got {entries!r}")
+        found = []
+        for entry in entries:
+            section = {"type": entry} if isinstance(entry, str) else entry
+            if not isinstance(section, (Mapping, PartConfig)):
+                raise ConfigError(f"{field} must hold names or mappings with a 'type', got {entry!r}")
+            try:
+                found.append(self.config(section))
+            except UnknownPartError as error:
+                raise ConfigError(f"{field}: {error}") from error
+        names = [config.type for config in found]
+        if twice := sorted({name for name in names if names.count(name) > 1 and not is_repeatable}):
+            raise ConfigError(f"{field} must hold each once, got {', '.join(twice)} twice")
+        return found
 
     def build(self, section: Mapping[str, Any] | PartConfig, **context: Any) -> Any:
         """Build the part that `section` describes; `context` goes to its constructor."""

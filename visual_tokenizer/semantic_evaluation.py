@@ -20,7 +20,7 @@ from visual_tokenizer.metrics.base import round_pixels
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.runs.processes import on_first_process
-from visual_tokenizer.semantic_recipe import LEAST, SemanticSection, measure_configs
+from visual_tokenizer.semantic_recipe import LEAST, SemanticSection
 from visual_tokenizer.semantics.base import (
     SemanticData,
     SemanticMeasure,
@@ -124,7 +124,7 @@ def measure_semantics(
     require_pictures(network)
     network.to(accelerator.device)
     text_encoder: TextEncoder | None = None
-    if any("captions" in _part(config).needs for config in measure_configs(section.measures)):
+    if any("captions" in _part(config).needs for config in section.measure_configs()):
         text_encoder = TextEncoderConfig.family.build(section.text_encoder).to(accelerator.device)
     sets = {}
     for split in SPLITS:
@@ -216,7 +216,7 @@ def _possible(section: SemanticSection, data: SemanticData) -> tuple[list[Semant
     """Return the measures for which there are pictures, and why others are left out."""
     family = SemanticMeasureConfig.family
     measures, left_out = [], {}
-    for config in measure_configs(section.measures):
+    for config in section.measure_configs():
         measure: SemanticMeasure = family.build(config, seed=section.seed)
         if why := _lacking(measure.needs, data):
             if section.measures is not None:

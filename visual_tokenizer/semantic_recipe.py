@@ -10,7 +10,6 @@ import yaml
 from annotated_types import Ge
 
 from visual_tokenizer.fields.ranges import Section
-from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.semantics.base import SemanticMeasureConfig, require_scikit_learn
 from visual_tokenizer.text_encoders.base import TextEncoderConfig
 
@@ -55,29 +54,15 @@ class SemanticSection(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_scikit_learn()
-        measure_configs(self.measures)
+        self.measure_configs()
 
-
-def measure_configs(entries: Sequence[Any] | None) -> list[SemanticMeasureConfig]:
-    """Return the configs of a recipe's list of measures; all there are, with their defaults, of None.
-
-    Raises:
-        ConfigError: no such measure (with the nearest one), one twice, or a wrong field.
-    """
-    family = SemanticMeasureConfig.family
-    found: list[SemanticMeasureConfig] = []
-    for entry in family.names() if entries is None else entries:
-        section = {"type": entry} if isinstance(entry, str) else entry
-        if not isinstance(section, (Mapping, SemanticMeasureConfig)):
-            raise ConfigError(f"measures must hold names or mappings with a 'type', got {entry!r}")
-        try:
-            found.append(family.config(section))
-        except KeyError as error:
-            raise ConfigError(str(error)) from error
-    names = [config.type for config in found]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"measures must be different from one another, got {names}")
-    return found
+    def measure_configs(self) -> list[SemanticMeasureConfig]:
+        """Return the configs of `measures`; of all that there are, with their defaults, where it is null."""
+        family = SemanticMeasureConfig.family
+        configs: list[SemanticMeasureConfig] = family.configs(
+            family.names() if self.measures is None else self.measures, "measures"
+        )
+        return configs
 
 
 def with_semantic(arguments: Sequence[str]) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from PIL import Image
 
 from mmlm.subject import Subject
-from visual_tokenizer.registry import ConfigError, PartConfig
+from visual_tokenizer.registry import PartConfig
 
 
 @dataclass(kw_only=True)
@@ -45,29 +44,6 @@ class Measure:
         """Return what two values must have in common to be compared: type, fields and what is measured."""
         meaning = (type(self).__doc__ or "").strip().splitlines()[0]
         return {**self.config.to_dict(), "measures": meaning}
-
-
-def measure_configs(entries: Iterable[str | Mapping[str, Any] | MeasureConfig]) -> list[MeasureConfig]:
-    """Return the configs of a list of measures: names, or `{type: name, field: value}`.
-
-    Raises:
-        ConfigError: no such measure (with the nearest one), a wrong field, or one measure twice.
-    """
-    if isinstance(entries, (str, Mapping)):
-        raise ConfigError(f"measures must be a list of names or mappings with a 'type', got {entries!r}")
-    found: list[MeasureConfig] = []
-    for entry in entries:
-        section = {"type": entry} if isinstance(entry, str) else entry
-        if not isinstance(section, (Mapping, MeasureConfig)):
-            raise ConfigError(f"measures must hold names or mappings with a 'type', got {entry!r}")
-        try:
-            found.append(MeasureConfig.family.config(section))
-        except KeyError as error:
-            raise ConfigError(str(error)) from error
-    names = [config.type for config in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"measures must hold each measure once, got {', '.join(twice)} twice")
-    return found
 
 
 PART = Measure

@@ -22,9 +22,7 @@ from torch import Tensor
 from mmlm.measures.base import Findings, Measure, MeasureConfig
 from mmlm.picture_bank import PICTURES_AT_A_TIME
 from mmlm.subject import Subject
-from visual_tokenizer.kernel_distance import kernel_distance
-from visual_tokenizer.metrics._frechet import FrechetMetric
-from visual_tokenizer.metrics.base import MetricConfig, round_pixels
+from visual_tokenizer.metrics.base import FrechetMetric, MetricConfig, kernel_distance, round_pixels
 from visual_tokenizer.registry import ConfigError
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,6 +89,30 @@ class CaptionAlignment(NetworkHolder, Loss):
             texts = self.texts(list(captions)).to(self.text_head.weight.dtype)
             captioned = F.normalize(self.text_head(texts).float(), dim=1)
             return of_all_ranks(pictures) @ of_all_ranks(captioned).T
+
+
+@dataclass(kw_only=True)
+class SoftmaxAlignmentConfig(CaptionAlignmentConfig):
+    """Fields of CLIP's loss."""
+
+    temperature: Annotated[float, Interval(ge=0.01, le=1)] = 0.07
+    """First value of the learned temperature that cosines are divided by; it is stopped at 0.01."""
+
+
+class SoftmaxAlignment(CaptionAlignment):
+    """The mean of the cross-entropies of captions given pictures and of pictures given captions (CLIP)."""
+
+    def __init__(self, config: SoftmaxAlignmentConfig) -> None:
+        super().__init__(config)
+        self.log_scale = nn.Parameter(torch.full((), -math.log(config.temperature)))
+
+    def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
+        """Return the loss over the pictures of all processes in nats, a float32 scalar.
+
+        Raises:
+            UserError: the batch has no captions, or not one a picture; a `position` or `channels` out of range.
+        """
+        return softmax_loss(self.log_scale.float().exp().clamp(max=100) * self.cosines(output, batch))
 
 
 def softmax_loss(scores: Tensor) -> Tensor:

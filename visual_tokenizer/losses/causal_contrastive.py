@@ -7,40 +7,32 @@ gives, not at codes: `contrastive` with `position: -1` is its form on codes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-import torch
-from annotated_types import Interval
-from torch import Tensor, nn
+from torch import Tensor
 
 from visual_tokenizer.losses._activation import Activation
-from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig, softmax_loss
+from visual_tokenizer.losses._caption_alignment import SoftmaxAlignment, SoftmaxAlignmentConfig
 from visual_tokenizer.losses._code_channels import code_channels
 from visual_tokenizer.outputs import TokenizerOutput
 
 
 @dataclass(kw_only=True)
-class CausalContrastiveConfig(CaptionAlignmentConfig):
+class CausalContrastiveConfig(SoftmaxAlignmentConfig):
     """Fields of the loss; `channels` are the encoder's, not the code's."""
 
     position: int | None = -1
     """Token that stands for the picture; -1 is the last, the only one that has seen all queries."""
 
-    temperature: Annotated[float, Interval(ge=0.01, le=1)] = 0.07
-    """First value of the learned temperature that cosines are divided by; it is stopped at 0.01."""
 
-
-class CausalContrastive(CaptionAlignment):
+class CausalContrastive(SoftmaxAlignment):
     """CLIP's loss on one of the encoder's latents."""
 
     Config = CausalContrastiveConfig
 
     def __init__(self, config: CausalContrastiveConfig) -> None:
         super().__init__(config)
-        self.log_scale = nn.Parameter(torch.full((), -math.log(config.temperature)))
         self.latents = Activation()
 
     def watch(self, tokenizer: Any) -> None:
@@ -48,11 +40,3 @@ class CausalContrastive(CaptionAlignment):
 
     def vectors(self, output: TokenizerOutput) -> Tensor:
         return code_channels(self.latents.take(), self.config.channels)
-
-    def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
-        """Return the loss over the pictures of all processes in nats, a float32 scalar.
-
-        Raises:
-            ValueError: the batch has no captions, or not one a picture; a `position` or `channels` out of range.
-        """
-        return softmax_loss(self.log_scale.float().exp().clamp(max=100) * self.cosines(output, batch))

@@ -8,41 +8,17 @@ frozen, as VILA-U's.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
 
-import torch
-from annotated_types import Interval
-from torch import Tensor, nn
-
-from visual_tokenizer.losses._caption_alignment import CaptionAlignment, CaptionAlignmentConfig, softmax_loss
-from visual_tokenizer.outputs import TokenizerOutput
+from visual_tokenizer.losses._caption_alignment import SoftmaxAlignment, SoftmaxAlignmentConfig
 
 
 @dataclass(kw_only=True)
-class ContrastiveConfig(CaptionAlignmentConfig):
+class ContrastiveConfig(SoftmaxAlignmentConfig):
     """Fields of CLIP's loss."""
 
-    temperature: Annotated[float, Interval(ge=0.01, le=1)] = 0.07
-    """First value of the learned temperature that cosines are divided by; it is stopped at 0.01."""
 
-
-class Contrastive(CaptionAlignment):
-    """The mean of the cross-entropies of captions given pictures and of pictures given captions."""
+class Contrastive(SoftmaxAlignment):
+    """CLIP's loss on the codes."""
 
     Config = ContrastiveConfig
-
-    def __init__(self, config: ContrastiveConfig) -> None:
-        super().__init__(config)
-        self.log_scale = nn.Parameter(torch.full((), -math.log(config.temperature)))
-
-    def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
-        """Return the loss over the pictures of all processes in nats, a float32 scalar.
-
-        Raises:
-            ValueError: the batch has no captions, or not one a picture; a `position` or `channels` out of range.
-        """
-        scores = self.log_scale.float().exp().clamp(max=100) * self.cosines(output, batch)
-        return softmax_loss(scores)

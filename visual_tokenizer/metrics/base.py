@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, distributed
 
-from visual_tokenizer.backbones.base import frames_as_pictures
+from visual_tokenizer.backbones.base import Backbone, check_clips, check_pixels, frames_as_pictures
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
@@ -146,6 +146,88 @@ class PictureMean(Metric):
         return {self.name: float(sums["total"]) / count}
 
 
+class FrechetMetric(Metric):
+    """Fréchet distance between pictures or clips and their reconstructions, as `name`.
+
+    Protocol: clamped to [-1, 1] and rounded to 8-bit levels; `network.embedding` at its own size, float32 also
+    under autocast; means and unbiased covariances (n - 1) in float64. The value falls as the number of pictures
+    grows: compare only at equal numbers, which are returned beside it. A network of pictures takes each frame of
+    a clip for one.
+
+    Args:
+        config: the part's fields.
+        network: a frozen network, moved to the pictures' device when needed.
+        name: key of the value in `compute`.
+    """
+
+    def __init__(self, config: MetricConfig, network: Backbone, name: str) -> None:
+        self.network = network
+        self.name = name
+        width = network.embedding_dim
+        sums = {}
+        for side in ("reference", "generated"):
+            sums[f"{side}_count"] = torch.zeros((), dtype=torch.int64)
+            sums[f"{side}_sum"] = torch.zeros(width, dtype=torch.float64)
+            sums[f"{side}_outer"] = torch.zeros(width, width, dtype=torch.float64)
+        super().__init__(config, sums)
+
+    def weights_digest(self) -> str:
+        """Return the digest of the network's weights."""
+        return self.network.weights_digest
+
+    def observe(self, pixels: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
+        """Take in `pixels` as reference and their reconstruction as generated; see the base class."""
+        self.update(pixels, is_reference=True)
+        self.update(reconstruction, is_reference=False)
+
+    @torch.no_grad()
+    def update(self, pixels: Tensor, is_reference: bool) -> None:
+        """Take in `pixels` in [-1, 1] of the reference set or else of the generated set.
+
+        Args:
+            pixels: (B, 3, H, W) or (B, 3, T, H, W); a network of clips takes the latter only.
+            is_reference: which set they are of.
+
+        Raises:
+            ValueError: another shape, or pictures for a network of clips.
+        """
+        if self.network.takes_clips:
+            check_clips(pixels)
+        else:
+            pixels = frames_as_pictures(pixels)
+            check_pixels(pixels)
+        self.network.to(pixels.device)
+        with torch.autocast(pixels.device.type, enabled=False):
+            embeddings = self.network.embedding(round_pixels(pixels)).double()
+        side = "reference" if is_reference else "generated"
+        self.add(
+            **{
+                f"{side}_count": torch.tensor(len(embeddings), device=pixels.device),
+                f"{side}_sum": embeddings.sum(0),
+                f"{side}_outer": embeddings.T @ embeddings,
+            }
+        )
+
+    def compute(self) -> dict[str, float]:
+        """Return the distance and the numbers of pictures (or clips), `…_n_reference` and `…_n_generated`.
+
+        Raises:
+            UserError: a set has fewer than 2 pictures over all processes.
+        """
+        sums = self.reduced_sums()
+        moments: list[Tensor] = []
+        counts: dict[str, float] = {}
+        for side in ("reference", "generated"):
+            count = int(sums[f"{side}_count"])
+            if count < 2:
+                raise UserError(f"{self.name}: the {side} set needs 2 pictures or more, got {count}")
+            mean = sums[f"{side}_sum"] / count
+            covariance = (sums[f"{side}_outer"] - count * torch.outer(mean, mean)) / (count - 1)
+            moments += [mean, covariance]
+            counts[f"{self.name}_n_{side}"] = float(count)
+        return {self.name: frechet_distance(*moments), **counts}
+
+
 def round_to_levels(pixels: Tensor) -> Tensor:
     """Return `pixels` as an 8-bit picture would hold them: clamped, then whole levels 0..255 in float32.
 
@@ -166,6 +248,65 @@ def check_pair(pixels: Tensor, reconstruction: Tensor) -> None:
             "pixels and reconstruction must have one shape, (B, 3, H, W) or (B, 3, T, H, W), "
             f"got {tuple(pixels.shape)} and {tuple(reconstruction.shape)}"
         )
+
+
+def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
+    """Return |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2), 0 or more, computed in float64.
+
+    Paper: GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium (Heusel et al., 2017),
+    arXiv:1706.08500, eq. 6.
+
+    The inner matrix is symmetric and has the eigenvalues of C_a C_b, so its root needs no general matrix
+    root and singular covariances (fewer pictures than dimensions) do no harm.
+
+    Args:
+        mean_a, mean_b: (D,).
+        covariance_a, covariance_b: (D, D), symmetric positive semi-definite.
+    """
+    mean_a, covariance_a, mean_b, covariance_b = (
+        value.double() for value in (mean_a, covariance_a, mean_b, covariance_b)
+    )
+    values, vectors = torch.linalg.eigh(covariance_a)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    inner = root @ covariance_b @ root
+    trace_root = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
+    distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * trace_root
+    return max(float(distance), 0.0)
+
+
+def cubic_kernel(first: Tensor, second: Tensor) -> Tensor:
+    """Return (x · y / D + 1)³ of all rows of (N, D) and (M, D), (N, M)."""
+    return (first @ second.T / first.shape[1] + 1) ** 3
+
+
+def kernel_distance(first: Tensor, second: Tensor) -> float:
+    """Return the unbiased squared MMD of embeddings (N, D) and (M, D), computed in float64; below 0 by chance only.
+
+    Paper: Demystifying MMD GANs (Bińkowski et al., 2018), arXiv:1801.01401, section 4, with a cubic kernel: the
+    expectation does not depend on how many embeddings there are. With Inception's it is called KID; with another
+    network's it is not.
+
+    Args:
+        first: N >= 2 embeddings.
+        second: M >= 2 embeddings.
+
+    Raises:
+        ValueError: too few embeddings, or widths that differ.
+    """
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise UserError(
+            f"embeddings must be (N, D) and (M, D) with one D, got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
+    if min(len(first), len(second)) < 2:
+        raise UserError(f"each set must have 2 embeddings or more, got {len(first)} and {len(second)}")
+    first, second = first.double(), second.double()
+    within = [_mean_off_diagonal(cubic_kernel(one, one)) for one in (first, second)]
+    return float(within[0] + within[1] - 2 * cubic_kernel(first, second).mean())
+
+
+def _mean_off_diagonal(matrix: Tensor) -> Tensor:
+    count = len(matrix)
+    return (matrix.sum() - torch.trace(matrix)) / (count * (count - 1))
 
 
 PART = Metric

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from visual_tokenizer.backbones.base import load_backbone
-from visual_tokenizer.metrics._frechet import FrechetMetric
-from visual_tokenizer.metrics.base import MetricConfig
+from visual_tokenizer.metrics.base import FrechetMetric, MetricConfig
 
 
 @dataclass(kw_only=True)

@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.codebooks.annealing import cosine_annealed, linear_warmup
-from visual_tokenizer.codebooks.relaxation import gumbel_noise, kl_to_uniform
+from visual_tokenizer.codebooks.annealing import GumbelDrawConfig, gumbel_noise
 from visual_tokenizer.codebooks.search import code_counts
 from visual_tokenizer.outputs import QuantizerOutput
 from visual_tokenizer.quantizers.base import Quantizer, QuantizerConfig, batch_metrics
 
 
 @dataclass(kw_only=True)
-class GumbelConfig(QuantizerConfig):
+class GumbelConfig(GumbelDrawConfig, QuantizerConfig):
     """Fields of the dVAE's quantizer."""
 
     codebook_size: Annotated[int, Ge(2)] = 8192
@@ -33,24 +32,9 @@ class GumbelConfig(QuantizerConfig):
     code_dim: Annotated[int, Ge(1)] = 32
     """Channels of latents and codes."""
 
-    temperature: Annotated[float, Gt(0)] = 1.0
-    """τ at the first step."""
-
-    final_temperature: Annotated[float, Gt(0)] = 1 / 16
-    """τ after `anneal_steps`."""
-
-    anneal_steps: Annotated[int, Ge(0)] = 150000
-    """Steps over which τ falls along half a cosine."""
-
-    hard: bool = False
-    """Let the decoder see the drawn code itself, with the relaxation's gradient (straight-through Gumbel-softmax)."""
-
     kl_weight: Annotated[float, Ge(0)] = 5e-4
     """Factor on the mean over tokens of KL(softmax(logits) ‖ uniform) in nats. The dVAE's 6.6 weighs the sum over
     tokens per sub-pixel: 6.6 · N / (3HW) here."""
-
-    kl_warmup_steps: Annotated[int, Ge(0)] = 5000
-    """Steps over which that factor grows from 0."""
 
 
 class Gumbel(Quantizer):
@@ -73,14 +57,11 @@ class Gumbel(Quantizer):
         losses = {}
         if self.training:
             noisy = logits + gumbel_noise(logits.shape[0], logits.shape[1], logits)
-            temperature = cosine_annealed(config.temperature, config.final_temperature, config.anneal_steps, self.steps)
-            relaxed = (noisy / temperature).softmax(dim=1) @ self.codebook
+            relaxed = (noisy / config.temperature_at(self.steps)).softmax(dim=1) @ self.codebook
             indices = noisy.detach().argmax(dim=1)
             drawn = self.codebook[indices].detach()
             codes = drawn + (relaxed - relaxed.detach()) if config.hard else relaxed
-            if config.kl_weight > 0:
-                weight = config.kl_weight * linear_warmup(config.kl_warmup_steps, self.steps)
-                losses["kl_uniform"] = weight * kl_to_uniform(logits)
+            losses = config.kl_loss(logits, self.steps)
             self.steps.add_(1)
         else:
             indices = logits.argmax(dim=1)

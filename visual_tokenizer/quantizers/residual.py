@@ -23,7 +23,6 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Gt, Interval, Len
 from torch import Tensor
-from torch.nn import functional as F
 
 from visual_tokenizer.errors import IndexOutOfRangeError, UserError
 from visual_tokenizer.outputs import QuantizerOutput
@@ -131,47 +130,6 @@ class Residual(Composition):
         for level, level_indices, scale in zip(self.levels, prefix, self.scales, strict=False):
             codes = codes + level.lookup(level_indices) * scale
         return codes
-
-    @torch.no_grad()
-    def soft_codes(
-        self,
-        latents: Tensor,
-        temperature: float = 1.0,
-        stochastic: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the soft targets of RQ-VAE's section 3.2 and the codes that go with them.
-
-        Args:
-            latents: (B, N, C).
-            temperature: τ of p_d = softmax(−‖r_d − e‖² / τ); above 0.
-            stochastic: draw each level's code from p_d, in place of the nearest; later levels see what it leaves.
-            generator: what to draw from.
-
-        Returns:
-            (B, N, depth, K) probabilities, and (B, N, depth) int64 indices.
-
-        Raises:
-            ValueError: the base has no table of codes, or a temperature not above 0.
-        """
-        if not temperature > 0:
-            raise UserError(f"temperature must be above 0, got {temperature}")
-        distributions, chosen, residual = [], [], latents.float()
-        for depth, level in enumerate(self.levels):
-            table = getattr(level, "vectors", None)
-            if not isinstance(table, Tensor):
-                raise UserError(f"soft codes need a base with a table of codes, such as vq; got '{level.config.type}'")
-            scaled = (residual / self.scales[depth]).reshape(-1, self.code_dim)
-            if getattr(level.config, "normalize", False):
-                scaled = F.normalize(scaled, dim=-1)
-            norms = scaled.square().sum(dim=1, keepdim=True) + table.square().sum(dim=1)
-            distances = torch.addmm(norms, scaled, table.t(), alpha=-2)
-            soft = (-distances / temperature).softmax(dim=1)
-            indices = torch.multinomial(soft, 1, generator=generator)[:, 0] if stochastic else distances.argmin(dim=1)
-            residual = residual - table[indices].view(latents.shape) * self.scales[depth]
-            distributions.append(soft.view(*latents.shape[:2], -1))
-            chosen.append(indices.view(latents.shape[:2]))
-        return torch.stack(distributions, dim=2), torch.stack(chosen, dim=2)
 
     @torch.compiler.disable  # runs in the first step only
     def _begin(self, latents: Tensor) -> None:

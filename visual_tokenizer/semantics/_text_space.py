@@ -14,7 +14,7 @@ RATIOS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 """Penalties of which one is chosen, as shares of the mean eigenvalue of the rows' covariance."""
 
 
-def fit_ridge(rows: Any, targets: Any) -> Any:
+def fit_text_map(rows: Any, targets: Any) -> Any:
     """Return scikit-learn's ridge regression with the penalty of the least left-out squared error.
 
     Args:
@@ -51,4 +51,4 @@ def to_text_space(view: View, texts: Tensor) -> Tensor:
         texts: (P, E) float64, of the training pictures' captions.
     """
     view = view.standardised()
-    return torch.from_numpy(fit_ridge(view.train, texts.numpy()).predict(view.heldout)) - texts.mean(0)
+    return torch.from_numpy(fit_text_map(view.train, texts.numpy()).predict(view.heldout)) - texts.mean(0)

@@ -139,7 +139,8 @@ def test_it_is_learned_and_reaches_the_encoder_through_the_codes():
         ({"size": 16}, "size must be 32 or more"),
         ({"depth": -1}, "depth must be 0 or more"),
         ({"heads": 0}, "heads must be 1 or more"),
-        ({"width": 18}, "width must be a multiple"),
+        ({"width": 18}, "width must be 1 or more and a multiple of 4, got 18"),
+        ({"width": 16, "heads": 3}, r"width must be a multiple of heads \(3\), got 16"),
         ({"network": "i3d"}, "i3d|I3D|I3d"),
     ],
 )

@@ -12,8 +12,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from visual_tokenizer.backbones.base import Backbone, BackboneConfig, load_backbone
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.metrics._frechet import frechet_distance
-from visual_tokenizer.metrics.base import round_to_levels
+from visual_tokenizer.metrics.base import frechet_distance, round_to_levels
 from visual_tokenizer.metrics.feature_distance import FeatureDistance
 
 

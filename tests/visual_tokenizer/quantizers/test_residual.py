@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.nn import functional as F
 
 from visual_tokenizer import build_quantizer
 from visual_tokenizer.errors import IndexOutOfRangeError
@@ -198,37 +197,6 @@ def test_quantizer_dropout_draws_every_number_of_levels_evenly():
     torch.testing.assert_close(shares, torch.tensor([0, 0.125, 0.125, 0.125, 0.625]), atol=0.03, rtol=0)
 
 
-def test_soft_codes_are_a_softmax_of_distances():
-    quantizer = residual().eval()
-    latents = latents_for(quantizer)
-    soft, indices = quantizer.soft_codes(latents, temperature=0.7)
-    assert torch.equal(indices, quantizer(latents).indices)
-    left = latents
-    for level in range(3):
-        table = quantizer.parts[level].vectors.detach()
-        distances = torch.cdist(left, table.expand(3, -1, -1)).square()
-        torch.testing.assert_close(soft[:, :, level], (-distances / 0.7).softmax(-1), atol=1e-5, rtol=1e-4)
-        left = left - table[indices[..., level]]
-
-
-def test_stochastic_codes_follow_the_distribution_and_what_they_leave():
-    quantizer = residual(depth=2).eval()
-    latents = latents_for(quantizer, 1)[:, :1].repeat(1, 4000, 1)
-    draw = {"temperature": 2.0, "stochastic": True}
-    soft, indices = quantizer.soft_codes(latents, generator=torch.Generator().manual_seed(0), **draw)
-    again = quantizer.soft_codes(latents, generator=torch.Generator().manual_seed(0), **draw)[1]
-    assert torch.equal(indices, again)
-    frequencies = indices[0, :, 0].bincount(minlength=16) / 4000
-    torch.testing.assert_close(frequencies, soft[0, 0, 0], atol=0.03, rtol=0)
-    left = latents - quantizer.parts[0].vectors.detach()[indices[..., 0]]
-    distances = torch.cdist(left[0], quantizer.parts[1].vectors.detach()).square()
-    torch.testing.assert_close(soft[0, :, 1], (-distances / 2).softmax(-1), atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match=r"table of codes.*'fsq'"):
-        residual(base={"type": "fsq"}).soft_codes(torch.zeros(1, 1, 4))
-    with pytest.raises(ValueError, match="temperature"):
-        quantizer.soft_codes(latents, temperature=0)
-
-
 @pytest.mark.parametrize("shared", [False, True])
 def test_first_codes_come_from_each_levels_residuals(shared):
     start = {"type": "kmeans", "samples": 200, "iterations": 5}
@@ -298,12 +266,3 @@ def test_bad_fields_and_indices():
     for wrong in (1, 3, 6):
         with pytest.raises(IndexOutOfRangeError, match="levels of 2, 4 at most"):
             quantizer.indices_to_codes(torch.zeros(1, 2, wrong, dtype=torch.int64))
-
-
-def test_a_normalized_base_has_soft_codes_on_the_sphere():
-    quantizer = residual(base={**VQ, "normalize": True}, depth=1).eval()
-    latents = latents_for(quantizer)
-    soft, indices = quantizer.soft_codes(latents)
-    cosines = F.normalize(latents, dim=-1) @ quantizer.parts[0].vectors.detach().T
-    torch.testing.assert_close(soft[:, :, 0], (2 * cosines).softmax(-1), atol=1e-5, rtol=1e-4)
-    assert torch.equal(indices[..., 0], quantizer(latents).indices)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visual_tokenizer.outputs import ABSENT
-from visual_tokenizer.semantics._text_space import RATIOS, fit_ridge
+from visual_tokenizer.semantics._text_space import RATIOS, fit_text_map
 from visual_tokenizer.semantics.base import SemanticMeasureConfig, View, code_class_counts, token_bags
 from visual_tokenizer.semantics.knn import nearest_classes
 from visual_tokenizer.semantics.linear_probe import fit_classifier
@@ -118,7 +118,7 @@ def test_ridge_regression_and_its_penalty(generator, channels: int, is_sparse: b
     targets = rows[:, :3] @ torch.randn(3, 4, generator=generator, dtype=torch.float64)
     targets = targets + 1.5 * torch.randn(40, 4, generator=generator, dtype=torch.float64)
     given = sparse.csr_matrix(rows.numpy()) if is_sparse else rows.numpy()
-    found = fit_ridge(given, targets.numpy())
+    found = fit_text_map(given, targets.numpy())
     centred = rows - rows.mean(0)
     scale = (centred.square().sum() / min(channels, 39)).item()
     rows, targets = rows.numpy(), targets.numpy()
@@ -140,9 +140,9 @@ def test_channels_that_say_nothing_do_no_harm(generator) -> None:
     view = View(rows.numpy(), rows[:3].numpy()).standardised()
     assert np.isfinite(view.train).all()
     assert view.train[:, 0].std() == pytest.approx(1)
-    assert np.isfinite(fit_ridge(view.train, rows[:, :2].numpy()).predict(view.heldout)).all()
+    assert np.isfinite(fit_text_map(view.train, rows[:, :2].numpy()).predict(view.heldout)).all()
     same = np.full((30, 4), 7.0)
-    np.testing.assert_allclose(fit_ridge(same, rows[:, :2].numpy()).predict(same[:1]), rows[:, :2].mean(0)[None])
+    np.testing.assert_allclose(fit_text_map(same, rows[:, :2].numpy()).predict(same[:1]), rows[:, :2].mean(0)[None])
 
 
 def value(name: str, indices: Tensor, classes: Tensor) -> float:

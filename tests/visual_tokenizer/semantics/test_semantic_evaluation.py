@@ -29,7 +29,7 @@ from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.semantic_evaluation import mean_codes
-from visual_tokenizer.semantic_recipe import SemanticSection, measure_configs, with_semantic
+from visual_tokenizer.semantic_recipe import SemanticSection, with_semantic
 from visual_tokenizer.text_encoders.base import TextEncoder, TextEncoderConfig
 
 COLOURS = {"red": (230, 30, 20), "green": (20, 200, 40), "blue": (30, 40, 220)}
@@ -275,7 +275,7 @@ def test_reports_are_compared_where_both_say_what_tokens_mean(
             "semantic.label must be, for the source image_folder, one of label, got 'colour'",
         ),
         (["--semantic.measures", "[knnn]"], "Did you mean 'knn'"),
-        (["--semantic.measures", "[knn, knn]"], "measures must be different"),
+        (["--semantic.measures", "[knn, knn]"], "measures must hold each once, got knn twice"),
         (["--semantic.max_pictures", "3"], "max_pictures must be 10 or more, got 3"),
         (["--semantic.pictures_shown", "0"], "pictures_shown must be 1 or more, got 0"),
         (["--semantic_page", "p.html"], "semantic_page must be null without --semantic, got 'p.html'"),
@@ -337,8 +337,10 @@ def test_without_scikit_learn_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_all_measures_are_made_unless_some_are_named() -> None:
-    assert len(measure_configs(None)) == 6
+    assert len(SemanticSection().measure_configs()) == 6
     section = SemanticSection(measures=[{"type": "knn", "neighbours": 3}])
-    assert [config.neighbours for config in measure_configs(section.measures)] == [3]
+    assert [config.neighbours for config in section.measure_configs()] == [3]
     with pytest.raises(ConfigError, match="names or mappings"):
-        measure_configs([4])
+        SemanticSection(measures=[4])
+    with pytest.raises(ConfigError, match="measures must hold each once, got knn twice"):
+        SemanticSection(measures=["knn", {"type": "knn", "neighbours": 3}])

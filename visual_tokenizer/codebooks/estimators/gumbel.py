@@ -9,40 +9,18 @@ distances to an explicit codebook. It keeps tokens × codes in memory, because e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor
 
-from visual_tokenizer.codebooks.annealing import cosine_annealed, linear_warmup
+from visual_tokenizer.codebooks.annealing import GumbelDrawConfig, gumbel_noise
 from visual_tokenizer.codebooks.assignment import Assignment
 from visual_tokenizer.codebooks.estimators.base import Estimator, EstimatorConfig
-from visual_tokenizer.codebooks.relaxation import gumbel_noise, kl_to_uniform
 
 
 @dataclass(kw_only=True)
-class GumbelConfig(EstimatorConfig):
+class GumbelConfig(GumbelDrawConfig, EstimatorConfig):
     """Fields of Gumbel-softmax."""
-
-    temperature: Annotated[float, Gt(0)] = 1.0
-    """τ at the first step."""
-
-    final_temperature: Annotated[float, Gt(0)] = 1 / 16
-    """τ after `anneal_steps`."""
-
-    anneal_steps: Annotated[int, Ge(0)] = 150000
-    """Steps over which τ falls along half a cosine."""
-
-    hard: bool = False
-    """Let the decoder see the drawn code itself, with the relaxation's gradient (straight-through Gumbel-softmax)."""
-
-    kl_weight: Annotated[float, Ge(0)] = 0.0
-    """Factor on the mean over latents of KL(softmax(logits) ‖ uniform) in nats. The dVAE's 6.6 weighs the sum over
-    latents per sub-pixel: 6.6 · N / (3HW) here."""
-
-    kl_warmup_steps: Annotated[int, Ge(0)] = 5000
-    """Steps over which that factor grows from 0."""
 
 
 class Gumbel(Estimator):
@@ -60,18 +38,17 @@ class Gumbel(Estimator):
 
     def forward(self, assignment: Assignment) -> Tensor:
         config, logits = self.config, _logits(assignment.latents, assignment.codebook)
-        temperature = cosine_annealed(
-            config.temperature, config.final_temperature, config.anneal_steps, assignment.steps
-        )
         assert assignment.noise is not None  # every training step draws it
-        relaxed = ((logits + assignment.noise) / temperature).softmax(dim=1) @ assignment.codebook
+        relaxed = ((logits + assignment.noise) / config.temperature_at(assignment.steps)).softmax(
+            dim=1
+        ) @ assignment.codebook
         return assignment.codes.detach() + (relaxed - relaxed.detach()) if config.hard else relaxed
 
     def losses(self, assignment: Assignment, codes: Tensor) -> dict[str, Tensor]:
-        if self.config.kl_weight == 0:
-            return {}
-        weight = self.config.kl_weight * linear_warmup(self.config.kl_warmup_steps, assignment.steps)
-        return {"kl_uniform": weight * kl_to_uniform(_logits(assignment.latents, assignment.codebook))}
+        losses: dict[str, Tensor] = self.config.kl_loss(
+            _logits(assignment.latents, assignment.codebook), assignment.steps
+        )
+        return losses
 
 
 def _logits(latents: Tensor, codebook: Tensor) -> Tensor:

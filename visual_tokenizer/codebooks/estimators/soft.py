@@ -13,18 +13,15 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from visual_tokenizer.codebooks.annealing import cosine_annealed
+from visual_tokenizer.codebooks.annealing import AnnealedConfig
 from visual_tokenizer.codebooks.assignment import Assignment
 from visual_tokenizer.codebooks.estimators.base import Estimator, EstimatorConfig
 from visual_tokenizer.codebooks.soft_assignment import distance_logits, expected_values
 
 
 @dataclass(kw_only=True)
-class SoftConfig(EstimatorConfig):
+class SoftConfig(AnnealedConfig, EstimatorConfig):
     """Fields of soft assignment."""
-
-    temperature: Annotated[float, Gt(0)] = 1.0
-    """τ at the first step, in units of squared distance."""
 
     final_temperature: Annotated[float, Gt(0)] = 0.01
     """τ after `anneal_steps`."""
@@ -39,9 +36,6 @@ class Soft(Estimator):
     Config = SoftConfig
 
     def forward(self, assignment: Assignment) -> Tensor:
-        config = self.config
-        temperature = cosine_annealed(
-            config.temperature, config.final_temperature, config.anneal_steps, assignment.steps
-        )
+        temperature = self.config.temperature_at(assignment.steps)
         logits = distance_logits(assignment.latents, assignment.codebook, temperature)
         return expected_values(*logits, assignment.codebook)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from visual_tokenizer.registry import PartConfig
@@ -31,8 +32,11 @@ class Initializer:
         return 0
 
     def at_construction(self, codebook_size: int, code_dim: int) -> Tensor:
-        """Return a (codebook_size, code_dim) codebook without data, from torch's global generator."""
-        raise NotImplementedError
+        """Return a (codebook_size, code_dim) codebook without data, from torch's global generator.
+
+        Gaussian unless overridden, of standard deviation 1/√C, so that codes have about unit length.
+        """
+        return torch.randn(codebook_size, code_dim) * code_dim**-0.5
 
     def from_latents(self, latents: Tensor, codebook_size: int) -> Tensor:
         """Return a (codebook_size, C) codebook from (M, C) latents of all ranks; the same on every rank."""

@@ -33,9 +33,6 @@ class ErrorDriven(Initializer):
     Config = ErrorDrivenConfig
     is_online = True
 
-    def at_construction(self, codebook_size: int, code_dim: int) -> Tensor:
-        return torch.randn(codebook_size, code_dim) * code_dim**-0.5
-
     def next_codes(self, latents: Tensor, errors: Tensor | None, missing: int) -> Tensor:
         pool = latents
         if errors is not None:

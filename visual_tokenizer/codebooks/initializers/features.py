@@ -50,9 +50,6 @@ class Features(Initializer):
     def samples(self) -> int:
         return self.config.samples
 
-    def at_construction(self, codebook_size: int, code_dim: int) -> Tensor:
-        return torch.randn(codebook_size, code_dim) * code_dim**-0.5
-
     @torch.no_grad()
     def from_latents(self, latents: Tensor, codebook_size: int) -> Tensor:
         features = self._read().to(latents)

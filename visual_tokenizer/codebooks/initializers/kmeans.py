@@ -40,9 +40,6 @@ class KMeans(Initializer):
     def samples(self) -> int:
         return self.config.samples
 
-    def at_construction(self, codebook_size: int, code_dim: int) -> Tensor:
-        return torch.randn(codebook_size, code_dim) * code_dim**-0.5
-
     @torch.no_grad()
     def from_latents(self, latents: Tensor, codebook_size: int) -> Tensor:
         pool = latents[: self.samples]

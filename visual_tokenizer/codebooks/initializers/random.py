@@ -31,4 +31,4 @@ class Random(Initializer):
     def at_construction(self, codebook_size: int, code_dim: int) -> Tensor:
         if self.config.distribution == "uniform":
             return torch.empty(codebook_size, code_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
-        return torch.randn(codebook_size, code_dim) * code_dim**-0.5
+        return super().at_construction(codebook_size, code_dim)

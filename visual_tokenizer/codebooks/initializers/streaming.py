@@ -34,9 +34,6 @@ class Streaming(Initializer):
     Config = StreamingConfig
     is_online = True
 
-    def at_construction(self, codebook_size: int, code_dim: int) -> Tensor:
-        return torch.randn(codebook_size, code_dim) * code_dim**-0.5
-
     def next_codes(self, latents: Tensor, errors: Tensor | None, missing: int) -> Tensor:
         count = min(missing, self.config.codes_per_step, latents.shape[0])
         chosen = latents[torch.randperm(latents.shape[0], device=latents.device)[:count]]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from visual_tokenizer.kernel_distance import kernel_distance
+from visual_tokenizer.metrics.base import kernel_distance
 
 
 def test_it_is_the_unbiased_estimate_term_by_term():
