@@ -152,7 +152,7 @@ def test_a_recipe_without_pairs_is_refused(folders, tmp_path):
         ({"folderr": "x"}, {}, ConfigError, "unknown key 'folderr'"),
         ({}, {"measures": []}, ConfigError, "measures must hold one of caption_quality, caption_retrieval, "),
         ({}, {"measures": ["perplexities"]}, ConfigError, "Did you mean 'perplexity'"),
-        ({}, {"measures": ["drawing", {"type": "drawing"}]}, ConfigError, "measures must hold each once, got drawing twice"),
+        ({}, {"measures": ["drawing", {"type": "drawing"}]}, ConfigError, "must hold each once, got drawing twice"),
         ({}, {"measures": "drawing"}, ConfigError, "measures must be a list of names or mappings"),
         ({}, {"measures": [3]}, ConfigError, "measures must hold names or mappings with a 'type', got 3"),
         ({}, {"measures": [{"type": "caption_retrieval", "candidates": 1}]}, ConfigError, "must be 2 or more, got 1"),
