@@ -97,7 +97,11 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
 
 
 def _runs(options: Any, overrides: dict[str, Any]) -> list[Run]:
-    settings = {"training.batch_size": BATCH_SIZES[options.kind], "training.gradient_accumulation_steps": 1, **overrides}
+    settings = {
+        "training.batch_size": BATCH_SIZES[options.kind],
+        "training.gradient_accumulation_steps": 1,
+        **overrides,
+    }
     return [
         build_run(
             name,

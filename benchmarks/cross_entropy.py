@@ -29,7 +29,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from benchmarks.measure import MIB, PeakMemory, alternating_seconds, synchronize, warm_up_backend
 from benchmarks.peak_memory import ROOT, MeasurementError
-from mmlm.cross_entropy import linear_cross_entropy
+from mmlm.losses.cross_entropy import linear_cross_entropy
 
 TOLERANCE = 1e-4
 """Largest difference of a gradient, as a share of its largest element."""

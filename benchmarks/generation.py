@@ -28,9 +28,9 @@ from mmlm.generation.constraints import LayoutConstraint
 from mmlm.generation.images import generate_indices
 from mmlm.generation.loop import pad_left
 from mmlm.generation.sampling import RowSampler, row_uniforms
-from mmlm.merge import merge_vocabulary
+from mmlm.merging.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
-from mmlm.sampling import PictureSampling, Sampling
+from mmlm.recipes.sampling import PictureSampling, Sampling
 from mmlm.text_tokenizer import train_text_tokenizer
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 

@@ -53,8 +53,8 @@ def work(model: str, pictures: str, folder: str, batch_size: int) -> None:
     from mmlm.data.pair_shards import PairShards
     from mmlm.data.tokenization import tokenize
     from mmlm.documents.pictures import PicturesConfig
-    from mmlm.mixture_recipe import MixtureMember
     from mmlm.processing import MultimodalProcessor
+    from mmlm.recipes.mixture import MixtureMember
     from visual_tokenizer.data.sources.base import SourceConfig
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from benchmarks.training_runs import EVALUATION_BATCH, Run, build_run
 from visual_tokenizer import VisualTokenizer
 from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.evaluation.meaning import MeasuredPictures, measure_semantics
+from visual_tokenizer.evaluation.meaning_recipe import SemanticSection
 from visual_tokenizer.outputs import ABSENT
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.semantic_evaluation import MeasuredPictures, measure_semantics
-from visual_tokenizer.semantic_recipe import SemanticSection
 from visual_tokenizer.semantics.base import SemanticData
 from visual_tokenizer.semantics.knn import KNNConfig, nearest_classes
 from visual_tokenizer.semantics.text_retrieval import TextRetrievalConfig, recalled

@@ -17,16 +17,16 @@ import yaml
 from accelerate import Accelerator
 
 from visual_tokenizer import VisualTokenizer
+from visual_tokenizer.data.batches import PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.errors import DivergedError, exit_on_user_error
-from visual_tokenizer.evaluation import bits_per_picture, evaluate_reconstruction
+from visual_tokenizer.evaluation.reconstruction import bits_per_picture, evaluate_reconstruction
 from visual_tokenizer.metrics.codebook_usage import CodebookUsage, CodebookUsageConfig
 from visual_tokenizer.recipe import provenance, read_recipe, recipe_to_dict
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.runs.files import save_text
-from visual_tokenizer.training import TokenizerTrainer
-from visual_tokenizer.training_data import PictureSet
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training.recipe import TokenizerRecipe
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 METRICS = ("psnr", "ssim", "perceptual_distance")
 

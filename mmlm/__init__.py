@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmlm.backbones.base import load_published_lm
     from mmlm.generation.best_of import generate_best
     from mmlm.generation.captions import describe_images
     from mmlm.generation.images import generate_images
     from mmlm.generation.interleaved import generate_interleaved
-    from mmlm.merge import merge_vocabulary
+    from mmlm.merging.merge import merge_vocabulary
+    from mmlm.merging.strip import strip_vocabulary
     from mmlm.processing import MultimodalProcessor
-    from mmlm.published import load_published_lm
-    from mmlm.strip import strip_vocabulary
     from mmlm.vocabulary import VisualVocabulary
 
 # Imported when first used: `mmlm --help` should not wait for torch and transformers.
@@ -24,9 +24,9 @@ _HOMES = {
     "generate_best": "mmlm.generation.best_of",
     "generate_images": "mmlm.generation.images",
     "generate_interleaved": "mmlm.generation.interleaved",
-    "load_published_lm": "mmlm.published",
-    "merge_vocabulary": "mmlm.merge",
-    "strip_vocabulary": "mmlm.strip",
+    "load_published_lm": "mmlm.backbones.base",
+    "merge_vocabulary": "mmlm.merging.merge",
+    "strip_vocabulary": "mmlm.merging.strip",
 }
 
 __all__ = [

@@ -15,14 +15,13 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from mmlm.measures.base import Findings, Measure, MeasureConfig
-from mmlm.merged_model import load_merged
-from mmlm.picture_bank import NETWORK, Accuracy
-from mmlm.sampling import Scale, Temperature, TopK, TopP
-from mmlm.subject import Subject
+from mmlm.measures.base import Findings, Measure, MeasureConfig, Subject
+from mmlm.merging.folder import load_merged
+from mmlm.recipes.sampling import Scale, Temperature, TopK, TopP
+from mmlm.scores.picture_bank import NETWORK, Accuracy
 from visual_tokenizer.data.sources.base import SourceConfig, Split
+from visual_tokenizer.evaluation.plots import save_picture
 from visual_tokenizer.fields.ranges import Section
-from visual_tokenizer.plots import save_picture
 from visual_tokenizer.recipe import provenance
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.runs.files import save_json

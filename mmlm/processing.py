@@ -13,17 +13,17 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-import mmlm.chameleon_model  # noqa: F401 - AutoModelForCausalLM knows Chameleon from here on
+import mmlm.models.chameleon  # noqa: F401 - AutoModelForCausalLM knows Chameleon from here on
 from mmlm.layouts.base import Layout, LayoutConfig
 from mmlm.merge_record import MergeRecord, check_codec, check_rows
 from mmlm.placeholders import deal_out, to_batch
-from mmlm.sampling import Sampling
+from mmlm.recipes.sampling import Sampling
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.outputs import own_tokens
 from visual_tokenizer.runs.files import save_text, whole_folder
-from visual_tokenizer.saved_models import PROCESSOR, load_text_tokenizer, loading
-from visual_tokenizer.token_lengths import own_tokens
+from visual_tokenizer.runs.saved_models import PROCESSOR, load_text_tokenizer, loading
 
 CODEC_FOLDER = "visual_tokenizer"
 SAMPLING_DEFAULTS = asdict(Sampling())

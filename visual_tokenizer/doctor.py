@@ -16,17 +16,16 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from visual_tokenizer.data.batches import DataSection, PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig, Split
-from visual_tokenizer.diagnosis import CodebookReport, diagnose
 from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.evaluate import with_data_of_model
+from visual_tokenizer.evaluation.diagnosis import CodebookReport, diagnose
+from visual_tokenizer.evaluation.plots import plot_diagnosis
 from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.modeling import VisualTokenizer
-from visual_tokenizer.plots import plot_diagnosis
 from visual_tokenizer.recipe import parse_arguments
 from visual_tokenizer.runs.files import save_text
-from visual_tokenizer.training_data import PictureSet
-from visual_tokenizer.training_recipe import DataSection
 
 PROGRAM = "python -m visual_tokenizer.doctor"
 

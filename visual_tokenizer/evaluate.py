@@ -12,23 +12,22 @@ import torch
 from annotated_types import Ge
 
 from visual_tokenizer.backbones.base import frames_as_pictures
-from visual_tokenizer.code_gallery import gallery_page
-from visual_tokenizer.comparison import ComparisonRecipe, compare
+from visual_tokenizer.data.batches import DataSection, PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig, Split
 from visual_tokenizer.errors import UserError, program
-from visual_tokenizer.evaluation import measure_reconstruction, reconstruct, token_bits
+from visual_tokenizer.evaluation.code_gallery import gallery_page
+from visual_tokenizer.evaluation.comparison import ComparisonRecipe, compare
+from visual_tokenizer.evaluation.meaning import MeasuredPictures, measure_semantics, semantic_table
+from visual_tokenizer.evaluation.meaning_recipe import SemanticSection, with_semantic
+from visual_tokenizer.evaluation.plots import reconstruction_grid, save_picture
+from visual_tokenizer.evaluation.reconstruction import measure_reconstruction, reconstruct, token_bits
 from visual_tokenizer.fields.decoding import decode_config
 from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.metrics.base import MetricConfig
 from visual_tokenizer.modeling import VisualTokenizer
-from visual_tokenizer.plots import reconstruction_grid, save_picture
 from visual_tokenizer.recipe import parse_arguments, provenance, read_yaml
 from visual_tokenizer.runs.files import save_text
 from visual_tokenizer.runs.processes import build_accelerator, on_first_process
-from visual_tokenizer.semantic_evaluation import MeasuredPictures, measure_semantics, semantic_table
-from visual_tokenizer.semantic_recipe import SemanticSection, with_semantic
-from visual_tokenizer.training_data import PictureSet
-from visual_tokenizer.training_recipe import DataSection
 
 PROGRAM = "python -m visual_tokenizer.evaluate"
 

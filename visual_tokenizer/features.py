@@ -14,13 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from visual_tokenizer.backbones.base import Backbone, check_layers, load_backbone
+from visual_tokenizer.data.batches import DataSection, PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig, Split
 from visual_tokenizer.errors import program
 from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.recipe import parse_arguments
 from visual_tokenizer.runs.files import whole_file
-from visual_tokenizer.training_data import PictureSet
-from visual_tokenizer.training_recipe import DataSection
 
 PROGRAM = "python -m visual_tokenizer.features"
 

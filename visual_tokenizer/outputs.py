@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,3 +59,24 @@ class TokenizerOutput:
     """(B, N) bool: which latents, codes and indices are a picture's own; None where all pictures have all of them."""
     decisions: Tensor | None = None
     """(B, P) which places an encoder of variable length kept, see `Selection`; None for others."""
+
+
+def own_tokens(indices: Tensor) -> list[Tensor]:
+    """Return the indices of each picture without the `ABSENT` ones behind them.
+
+    Args:
+        indices: int64 (B, N), or (B, N, num_codebooks).
+
+    Returns:
+        B tensors (n,) or (n, num_codebooks).
+    """
+    first = indices if indices.ndim == 2 else indices[..., 0]
+    return [row[:length] for row, length in zip(indices, (first != ABSENT).sum(1).tolist(), strict=True)]
+
+
+def pad_tokens(pictures: Sequence[Tensor], most: int) -> Tensor:
+    """Undo `own_tokens`: return (B, most[, num_codebooks]) of B tensors (n[, num_codebooks]), `ABSENT` behind them."""
+    padded = pictures[0].new_full((len(pictures), most, *pictures[0].shape[1:]), ABSENT)
+    for row, picture in zip(padded, pictures, strict=True):
+        row[: len(picture)] = picture
+    return padded

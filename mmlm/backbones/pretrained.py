@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm.backbones.base import Backbone, BackboneConfig
-from mmlm.language_models import load_causal_lm
-from visual_tokenizer.saved_models import load_text_tokenizer
+from mmlm.backbones.gguf import load_causal_lm
+from visual_tokenizer.runs.saved_models import load_text_tokenizer
 
 
 @dataclass(kw_only=True)

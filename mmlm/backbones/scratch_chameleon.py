@@ -12,7 +12,7 @@ from annotated_types import Interval
 from transformers import ChameleonConfig, PreTrainedModel
 
 from mmlm.backbones._scratch import ScratchBackbone, ScratchConfig
-from mmlm.chameleon_model import ChameleonForCausalLM
+from mmlm.models.chameleon import ChameleonForCausalLM
 
 
 @dataclass(kw_only=True)

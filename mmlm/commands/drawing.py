@@ -91,8 +91,8 @@ def generate(
     from mmlm.generation.best_of import CaptionLikelihood, generate_best
     from mmlm.generation.grid import image_grid
     from mmlm.generation.images import generate_images
-    from mmlm.merged_model import load_merged
-    from mmlm.sampling import PictureSampling
+    from mmlm.merging.folder import load_merged
+    from mmlm.recipes.sampling import PictureSampling
 
     be_quiet()
     sampling = {
@@ -143,8 +143,8 @@ def describe(
     """
     _check_files("--image", image)
     from mmlm.generation.captions import describe_images
-    from mmlm.merged_model import load_merged
-    from mmlm.sampling import Sampling
+    from mmlm.merging.folder import load_merged
+    from mmlm.recipes.sampling import Sampling
 
     be_quiet()
     Sampling(temperature=temperature, top_k=top_k, top_p=top_p)  # refuses them before the model is loaded
@@ -197,8 +197,8 @@ def answer(
     pictures = _open(files)
     pieces = _placed(prompt, pictures)
     from mmlm.generation.interleaved import generate_interleaved, join_pieces
-    from mmlm.merged_model import load_merged
-    from mmlm.sampling import PictureSampling, Sampling
+    from mmlm.merging.folder import load_merged
+    from mmlm.recipes.sampling import PictureSampling, Sampling
     from visual_tokenizer.runs.files import whole_folder
 
     be_quiet()

@@ -115,7 +115,7 @@ def parts() -> None:
 
     Parts of your own are found in the folders of the environment variable VISUAL_TOKENIZER_PLUGINS.
     """
-    from mmlm.parts import list_parts
+    from mmlm.commands.parts import list_parts
 
     for family, names in list_parts().items():
         typer.secho(family, bold=True)

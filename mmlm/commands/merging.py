@@ -40,7 +40,7 @@ def merge(
 
       mmlm merge --config recipes/lm/merge_openmoji_llama.yaml --language_model.layers 4
     """
-    from mmlm.merge_recipe import MergeRecipe, merge_by_recipe
+    from mmlm.merging.recipe import MergeRecipe, merge_by_recipe
     from visual_tokenizer.recipe import parse_arguments
 
     be_quiet()
@@ -59,7 +59,7 @@ def merge(
 
 
 def _language_model_section(name: str) -> dict[str, str]:
-    from mmlm.language_models import SMOLLM2_PACKAGE
+    from mmlm.backbones.gguf import SMOLLM2_PACKAGE
 
     if name.endswith(".gguf"):
         return {"type": "gguf", "path": name}
@@ -79,8 +79,8 @@ def strip(
 
       mmlm strip --model run/lm/final --output run/lm/text-only
     """
-    from mmlm.merged_model import load_merged
-    from mmlm.strip import strip_vocabulary
+    from mmlm.merging.folder import load_merged
+    from mmlm.merging.strip import strip_vocabulary
     from visual_tokenizer.runs.files import require_free, whole_folder
 
     be_quiet()

@@ -10,7 +10,7 @@ import typer
 from mmlm.commands.registration import RECIPE_WORDS, be_quiet, command
 
 if TYPE_CHECKING:
-    from mmlm.plan import Machine, Plan
+    from mmlm.training.plan import Machine, Plan
 
 
 @command("plan", **RECIPE_WORDS)
@@ -40,8 +40,8 @@ def plan(
       mmlm plan --config recipes/lm/openmoji_llama.yaml --devices 1 --memory_gb 24 --peak_tflops 165 \\
         --training.mixed_precision bf16 --data.packing true --sequence_length 90
     """
-    from mmlm.lm_recipe import LMRecipe
-    from mmlm.plan import Machine, plan_run
+    from mmlm.recipes.training import LMRecipe
+    from mmlm.training.plan import Machine, plan_run
     from visual_tokenizer.recipe import parse_arguments, with_smoke
 
     be_quiet()

@@ -41,7 +41,7 @@ def serve(
         _require("gradio", "demo", "or pass --no-page")
     import uvicorn
 
-    from mmlm.merged_model import load_merged
+    from mmlm.merging.folder import load_merged
     from mmlm.serve.app import build_app
     from mmlm.serve.engine import Engine
     from mmlm.serve.limits import Limits

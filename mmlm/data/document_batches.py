@@ -100,7 +100,7 @@ class DocumentDecoding:
         source: DocumentSource,
         image_processor: Any,
         record: Callable[[Document], Record],
-        missing: str | None,
+        missing: str | None = None,
     ) -> None:
         self.source, self.image_processor, self.record, self.missing = source, image_processor, record, missing
 

@@ -11,7 +11,7 @@ from mmlm.data.document_batches import DroppedDocumentError, Record
 from mmlm.data.piece import IMAGE, STRUCTURE, TEXT, Piece
 from mmlm.documents.base import Document, Part, Picture, Turn
 from mmlm.layouts.base import Grid, Layout
-from mmlm.mixture_recipe import DocumentLimits
+from mmlm.recipes.mixture import DocumentLimits
 
 TOO_MANY_PICTURES = "pictures left out above max_pictures"
 TEXTS_CUT = "texts cut to max_text_tokens"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +17,14 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from mmlm.data.document_batches import Record
+from mmlm.data.document_batches import DocumentDecoding, Record
 from mmlm.data.document_pieces import PieceMaker
 from mmlm.data.piece import IMAGE
 from mmlm.data.shards import RaggedColumn, ShardHeader, expected_header
-from mmlm.documents.base import Document, DocumentSource, DocumentSourceConfig
+from mmlm.documents.base import DocumentSource, DocumentSourceConfig
 from mmlm.layouts.base import Grid
-from mmlm.mixture_recipe import MixtureMember
 from mmlm.processing import MultimodalProcessor
+from mmlm.recipes.mixture import MixtureMember
 from visual_tokenizer.data.sources.base import Split
 from visual_tokenizer.registry import ConfigError
 
@@ -169,8 +169,6 @@ class DocumentShards:
         name: of the set, for messages.
     """
 
-    missing: ClassVar[str | None] = "a picture is missing or unreadable"
-    """Why a document is left out that goes with its picture; None: the picture's own reason."""
     items = DocumentRows.items
 
     def __init__(
@@ -212,9 +210,11 @@ class DocumentShards:
             tokenization=self.member.tokenization,
         )
 
-    def record(self) -> Callable[[Document], Record]:
-        """Return what makes the record of a document, for loader processes."""
-        return PieceMaker(self.processor.layout, self.processor.grid, self.member.limits).record
+    def decoding(self) -> DocumentDecoding:
+        """Return what makes records of encoded rows, for loader processes."""
+        make = PieceMaker(self.processor.layout, self.processor.grid, self.member.limits)
+        image_processor = None if self.is_on_the_fly else self.processor.image_processor
+        return DocumentDecoding(self.source, image_processor, make.record, "a picture is missing or unreadable")
 
     def columns(self, record: Record, pictures: Sequence[tuple[Grid, np.ndarray]]) -> dict[str, Any]:
         """Return a row of the shards: a record with the grid and the flat indices of each of its pictures."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
-from mmlm.cross_entropy import IGNORED_LABEL
+from mmlm.losses.cross_entropy import IGNORED_LABEL
 from visual_tokenizer.errors import UserError
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import numpy as np
 
-from mmlm.data.document_batches import Record
+from mmlm.data.document_batches import DocumentDecoding, Record
 from mmlm.data.document_shards import DocumentShards, StoredDocuments, StoredPiece
 from mmlm.data.piece import IMAGE, STRUCTURE, TEXT
 from mmlm.data.shards import RaggedColumn, ShardHeader, expected_header
@@ -77,15 +77,14 @@ def pair_record(document: Document) -> Record:
 class PairShards(DocumentShards):
     """Shards of a set of type `pictures`: of its limits, max_text_tokens holds when they are read, the others never."""
 
-    missing: ClassVar[str | None] = None
     items = PairRows.items
 
     @cached_property
     def header(self) -> ShardHeader:
         return expected_header(self.processor, self.member.documents.source, self.split)  # type: ignore[attr-defined]
 
-    def record(self) -> Callable[[Document], Record]:
-        return pair_record
+    def decoding(self) -> DocumentDecoding:
+        return DocumentDecoding(self.source, self.processor.image_processor, pair_record)
 
     def columns(self, record: Record, pictures: Sequence[tuple[Grid, np.ndarray]]) -> dict[str, Any]:
         ((grid, indices),) = pictures

@@ -17,9 +17,9 @@ from mmlm.data.picture_indices import IndicesOnTheFly
 from mmlm.data.shards import ShardError
 from mmlm.data.tokenization import open_shards
 from mmlm.documents.pictures import PicturesConfig
-from mmlm.lm_recipe import DataSection, LMRecipe
-from mmlm.mixture_recipe import DocumentLimits, MixtureMember, member_names
 from mmlm.processing import MultimodalProcessor
+from mmlm.recipes.mixture import DocumentLimits, MixtureMember, member_names
+from mmlm.recipes.training import DataSection, LMRecipe
 from visual_tokenizer.encoders.base import ResolutionError
 from visual_tokenizer.registry import ConfigError
 

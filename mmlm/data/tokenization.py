@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from mmlm.data.document_batches import DocumentBatch, DocumentDecoding, iter_batches
+from mmlm.data.document_batches import DocumentBatch, iter_batches
 from mmlm.data.document_shards import DocumentShards
 from mmlm.data.shard_files import ShardWriter, read_manifest, shard_name
 from mmlm.data.shard_plan import ShardPlan, finish_shards, open_unfinished, plan_shards, read_plan
@@ -25,7 +25,7 @@ from mmlm.data.shards import ShardError, ShardHeader, load_shards, read_header
 from mmlm.layouts.base import Grid
 from visual_tokenizer.data.decoding import UnreadableImageError
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.token_lengths import own_tokens
+from visual_tokenizer.outputs import own_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ def tokenize(
     )
     with bar:
         mine = missing[state.process_index :: state.num_processes]
-        for read in _write_units(shards, rows, plan, mine, unfinished, batch_size, loader_workers):
+        batches = iter_batches(rows, plan, mine, shards.decoding(), batch_size, loader_workers)
+        for read in _write_units(shards, batches, unfinished, batch_size):
             # The other processes are as fast, on average; the last of them end when all shards are there.
             everywhere = read * state.num_processes
             bar.update(everywhere if plan.rows is None else max(0, min(everywhere, plan.rows - bar.n)))
@@ -114,19 +115,11 @@ def tokenize(
 
 
 def _write_units(
-    shards: DocumentShards,
-    rows: Any,
-    plan: ShardPlan,
-    units: Sequence[int],
-    folder: Path,
-    batch_size: int,
-    loader_workers: int,
+    shards: DocumentShards, batches: Iterable[DocumentBatch], folder: Path, batch_size: int
 ) -> Iterator[int]:
     """Write the shard files of some units; yield, after each batch, how many rows it had."""
-    image_processor = None if shards.is_on_the_fly else shards.processor.image_processor
-    decoding = DocumentDecoding(shards.source, image_processor, shards.record(), shards.missing)
     writer: ShardWriter | None = None
-    for batch in iter_batches(rows, plan, units, decoding, batch_size, loader_workers):
+    for batch in batches:
         writer = ShardWriter(folder, shards.header, batch.unit) if writer is None else writer
         for _ in range(batch.readable):
             shards.source.report.readable()

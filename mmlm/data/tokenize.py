@@ -15,8 +15,8 @@ import torch
 from accelerate import PartialState
 
 from mmlm.data.sets import open_set, sets_of
-from mmlm.lm_recipe import LMRecipe
 from mmlm.processing import MultimodalProcessor
+from mmlm.recipes.training import LMRecipe
 from visual_tokenizer.errors import program
 from visual_tokenizer.recipe import parse_arguments
 from visual_tokenizer.runs.processes import leave_process_group

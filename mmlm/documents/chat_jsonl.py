@@ -12,7 +12,7 @@ import datasets
 from mmlm.documents._content import file_in, turns_of
 from mmlm.documents._lines import index_lines, read_entry
 from mmlm.documents.base import Document, DocumentSource, DocumentSourceConfig, Turn
-from visual_tokenizer.data.sources._files import expand
+from visual_tokenizer.data.files import expand
 
 
 @dataclass(kw_only=True)

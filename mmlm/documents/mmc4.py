@@ -16,7 +16,7 @@ from annotated_types import Interval
 from mmlm.documents._content import as_list, file_in, join_texts
 from mmlm.documents._lines import index_lines, read_entry
 from mmlm.documents.base import BrokenDocumentError, Document, DocumentSource, DocumentSourceConfig, Part
-from visual_tokenizer.data.sources._files import expand
+from visual_tokenizer.data.files import expand
 
 BETWEEN_SENTENCES = " "
 

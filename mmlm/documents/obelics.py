@@ -15,7 +15,7 @@ import datasets
 from mmlm.documents._content import file_in, interleaved
 from mmlm.documents._tables import to_document_rows
 from mmlm.documents.base import Document, DocumentSource, DocumentSourceConfig
-from visual_tokenizer.data.sources._files import expand
+from visual_tokenizer.data.files import expand
 
 
 @dataclass(kw_only=True)

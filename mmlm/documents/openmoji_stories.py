@@ -11,8 +11,8 @@ import datasets
 from annotated_types import Ge, Interval
 
 from mmlm.documents.base import Document, DocumentSource, DocumentSourceConfig, Part, Picture
-from visual_tokenizer.data.sources._emoji_groups import group_and_subgroup
-from visual_tokenizer.data.sources._openmoji import ATTRIBUTION
+from visual_tokenizer.data.emoji_groups import group_and_subgroup
+from visual_tokenizer.data.openmoji import ATTRIBUTION
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 from visual_tokenizer.errors import UserError
 

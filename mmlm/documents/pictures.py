@@ -72,7 +72,7 @@ class Pictures(DocumentSource):
         caption = row.get("caption")
         if isinstance(caption, list):
             caption = caption[0] if caption else None
-        parts: list[Part] = [str(caption)] if caption else []
+        parts: list[Part] = [] if caption is None else [str(caption)]
         return Document.of_parts(str(row["key"]), [*parts, Picture(row["image"])])
 
     def may_leave_out(self, *, is_heldout: bool = False) -> bool:

@@ -12,7 +12,7 @@ from annotated_types import Len
 
 from mmlm.documents._lines import FEATURES, index_lines, read_entry, read_stretch
 from mmlm.documents.base import BrokenDocumentError, Document, DocumentSource, DocumentSourceConfig
-from visual_tokenizer.data.sources._files import expand
+from visual_tokenizer.data.files import expand
 from visual_tokenizer.data.sources.base import DataSourceError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")

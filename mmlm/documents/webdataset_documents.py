@@ -14,7 +14,7 @@ import datasets
 
 from mmlm.documents._content import turns_of
 from mmlm.documents.base import BrokenDocumentError, Document, DocumentSource, DocumentSourceConfig, Picture
-from visual_tokenizer.data.sources._files import expand
+from visual_tokenizer.data.files import expand
 from visual_tokenizer.data.sources.base import DataSourceError
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from mmlm.generation.images import generate_indices
 from mmlm.generation.loop import evaluation_mode
 from mmlm.processing import MultimodalProcessor
-from mmlm.sampling import PictureSampling
+from mmlm.recipes.sampling import PictureSampling
 from visual_tokenizer.errors import UserError
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmlm.block_grammar import BlockGrammar
+from mmlm.generation.block_grammar import BlockGrammar
 from mmlm.generation.constraints import slot_ids
 from mmlm.generation.decoder import Decoder
 from mmlm.generation.guidance import Guidance

@@ -14,7 +14,7 @@ from mmlm.generation.loop import evaluation_mode
 from mmlm.generation.sampling import RowSampler, row_uniforms
 from mmlm.generation.writing import text_ids_of, write_text
 from mmlm.processing import MultimodalProcessor
-from mmlm.sampling import Sampling
+from mmlm.recipes.sampling import Sampling
 from visual_tokenizer.errors import UserError
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from mmlm.block_grammar import BlockGrammar, Place
+from mmlm.generation.block_grammar import BlockGrammar, Place
 from mmlm.layouts.base import Layout
 from visual_tokenizer.errors import UserError
 

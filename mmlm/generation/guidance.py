@@ -21,7 +21,7 @@ from transformers import LogitsProcessor
 
 from mmlm.generation.prompts import Prompt, Segment, read_prompts
 from mmlm.processing import MultimodalProcessor
-from mmlm.sampling import PictureSampling
+from mmlm.recipes.sampling import PictureSampling
 from visual_tokenizer.errors import UserError
 
 NOTHING = Prompt((), "")

@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mmlm.block_grammar import BlockGrammar
 from mmlm.generation.block_drawing import draw_blocks
+from mmlm.generation.block_grammar import BlockGrammar
 from mmlm.generation.drawing import draw_pictures
 from mmlm.generation.guidance import choose_guidance
 from mmlm.generation.loop import evaluation_mode
@@ -21,9 +21,9 @@ from mmlm.generation.previews import OnRows, preview_images, steps_of_rows
 from mmlm.generation.prompts import read_prompts
 from mmlm.generation.sampling import RowSampler, row_uniforms
 from mmlm.processing import MultimodalProcessor
-from mmlm.sampling import PictureSampling
+from mmlm.recipes.sampling import PictureSampling
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.token_lengths import pad_tokens
+from visual_tokenizer.outputs import pad_tokens
 
 
 def generate_images(

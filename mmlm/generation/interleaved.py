@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmlm.block_grammar import BlockGrammar
+from mmlm.generation.block_grammar import BlockGrammar
 from mmlm.generation.constraints import slot_ids
 from mmlm.generation.decoder import Decoder
 from mmlm.generation.guidance import Guidance, choose_guidance
@@ -21,7 +21,7 @@ from mmlm.generation.sampling import RowSampler, row_uniforms
 from mmlm.generation.writing import text_ids_of
 from mmlm.layouts.base import Grid
 from mmlm.processing import MultimodalProcessor
-from mmlm.sampling import PictureSampling, Sampling
+from mmlm.recipes.sampling import PictureSampling, Sampling
 from visual_tokenizer.errors import UserError
 
 

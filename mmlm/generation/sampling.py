@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from mmlm.sampling import Sampling
+from mmlm.recipes.sampling import Sampling
 from visual_tokenizer.errors import UserError
 
 

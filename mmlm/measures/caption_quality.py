@@ -12,14 +12,13 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from mmlm.caption_scores.bleu import bleu
-from mmlm.caption_scores.cider_d import cider_d
-from mmlm.caption_scores.rouge_l import rouge_l
-from mmlm.caption_scores.words import words
 from mmlm.generation.captions import describe_images
 from mmlm.generation.grid import image_grid
-from mmlm.measures.base import Findings, Measure, MeasureConfig
-from mmlm.subject import Subject
+from mmlm.measures.base import Findings, Measure, MeasureConfig, Subject
+from mmlm.scores.bleu import bleu
+from mmlm.scores.cider_d import cider_d
+from mmlm.scores.rouge_l import rouge_l
+from mmlm.scores.words import words
 
 
 @dataclass(kw_only=True)

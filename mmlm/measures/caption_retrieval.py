@@ -17,9 +17,8 @@ from annotated_types import Ge
 from torch import Tensor
 
 from mmlm.generation.loop import evaluation_mode
-from mmlm.likelihood import continuation_log_likelihoods
-from mmlm.measures.base import Findings, Measure, MeasureConfig
-from mmlm.subject import Pairs, Subject
+from mmlm.measures.base import Findings, Measure, MeasureConfig, Pairs, Subject
+from mmlm.scores.likelihood import continuation_log_likelihoods
 
 
 @dataclass(kw_only=True)

@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 from PIL import Image
 
 from mmlm.generation.grid import image_grid
-from mmlm.likelihood import loss_by_kind
-from mmlm.measures.base import Findings, Measure, MeasureConfig
-from mmlm.picture_bank import NETWORK
-from mmlm.subject import Subject
+from mmlm.measures.base import Findings, Measure, MeasureConfig, Subject
+from mmlm.scores.likelihood import loss_by_kind
+from mmlm.scores.picture_bank import NETWORK
 
 LEAST_CELL = 192
 """Pixels of the longer side of a picture on the sheet, at least."""

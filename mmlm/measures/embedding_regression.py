@@ -21,9 +21,8 @@ from annotated_types import Ge, Gt
 from PIL import Image
 from torch import Tensor
 
-from mmlm.measures.base import Findings, Measure, MeasureConfig
-from mmlm.picture_bank import PICTURES_AT_A_TIME
-from mmlm.subject import Subject
+from mmlm.measures.base import Findings, Measure, MeasureConfig, Subject
+from mmlm.scores.picture_bank import PICTURES_AT_A_TIME
 from visual_tokenizer.backbones.base import load_backbone
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.metrics.base import round_pixels

@@ -19,9 +19,8 @@ from annotated_types import Ge, Len
 from PIL import Image
 from torch import Tensor
 
-from mmlm.measures.base import Findings, Measure, MeasureConfig
-from mmlm.picture_bank import PICTURES_AT_A_TIME
-from mmlm.subject import Subject
+from mmlm.measures.base import Findings, Measure, MeasureConfig, Subject
+from mmlm.scores.picture_bank import PICTURES_AT_A_TIME
 from visual_tokenizer.metrics.base import FrechetMetric, MetricConfig, kernel_distance, round_pixels
 from visual_tokenizer.registry import ConfigError
 

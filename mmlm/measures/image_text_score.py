@@ -13,9 +13,8 @@ from typing import Any
 from PIL import Image
 
 from mmlm.generation.best_of import Candidate, ImageTextSimilarity
-from mmlm.image_text_model import load_image_text_model
-from mmlm.measures.base import Findings, Measure, MeasureConfig
-from mmlm.subject import Pairs, Subject
+from mmlm.measures.base import Findings, Measure, MeasureConfig, Pairs, Subject
+from mmlm.scores.image_text_model import load_image_text_model
 
 
 @dataclass(kw_only=True)

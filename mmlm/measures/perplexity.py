@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mmlm.likelihood import KindLoss, tally_by_kind
-from mmlm.measures.base import Findings, Measure, MeasureConfig
-from mmlm.subject import Pairs, Subject
+from mmlm.measures.base import Findings, Measure, MeasureConfig, Pairs, Subject
+from mmlm.scores.likelihood import KindLoss, tally_by_kind
 
 
 @dataclass(kw_only=True)

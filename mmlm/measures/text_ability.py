@@ -16,11 +16,10 @@ from torch import Tensor
 
 from mmlm.backbones.base import BackboneConfig
 from mmlm.generation.loop import most_positions
-from mmlm.lora import new_rows
-from mmlm.measures.base import Findings, Measure, MeasureConfig
+from mmlm.measures.base import Findings, Measure, MeasureConfig, Subject
 from mmlm.processing import MultimodalProcessor
-from mmlm.subject import Subject
-from mmlm.text_perplexity import TextLosses, text_losses
+from mmlm.scores.text_perplexity import TextLosses, text_losses
+from mmlm.training.lora import new_rows
 from visual_tokenizer.errors import UserError
 
 

@@ -17,7 +17,7 @@ from mmlm.generation.images import generate_indices
 from mmlm.generation.interleaved import Ending, generate_interleaved
 from mmlm.generation.loop import evaluation_mode
 from mmlm.processing import MultimodalProcessor
-from mmlm.sampling import PictureSampling
+from mmlm.recipes.sampling import PictureSampling
 from mmlm.serve.errors import RequestError
 from mmlm.serve.limits import Limits
 

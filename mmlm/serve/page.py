@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from mmlm.sampling import PictureSampling
+from mmlm.recipes.sampling import PictureSampling
 from mmlm.serve.engine import Drawing, Drawn, Engine, Event, Failed, Finished, Rows
 from mmlm.serve.errors import RequestError
 

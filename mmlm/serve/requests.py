@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mmlm import sampling
-from mmlm.sampling import PictureSampling, TopK, TopP
+from mmlm.recipes import sampling
+from mmlm.recipes.sampling import PictureSampling, TopK, TopP
 
 Scale = Annotated[sampling.Scale, Field(le=100, allow_inf_nan=False)]
 Temperature = Annotated[sampling.Temperature, Field(le=100, allow_inf_nan=False)]

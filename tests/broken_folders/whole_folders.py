@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from mmlm.merge import merge_vocabulary
+from mmlm.merging.merge import merge_vocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig, VisualTokenizerImageProcessor
 
 PATCHES = {"type": "patch", "patch_size": 8, "width": 8}

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mmlm.lm_recipe import LMRecipe
-from mmlm.merge import merge_vocabulary
+from mmlm.merging.merge import merge_vocabulary
+from mmlm.recipes.training import LMRecipe
 from mmlm.text_tokenizer import train_text_tokenizer
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.recipe import read_recipe

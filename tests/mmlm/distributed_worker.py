@@ -11,9 +11,9 @@ from accelerate import DistributedType, PartialState
 from accelerate.utils import parse_flag_from_env
 from safetensors.torch import save_file
 
-from mmlm.export import save_final
-from mmlm.lm_recipe import LMRecipe
-from mmlm.train import build_trainer, load_processor, run_arguments
+from mmlm.recipes.training import LMRecipe
+from mmlm.training.build import build_trainer, load_processor, run_arguments
+from mmlm.training.export import save_final
 from visual_tokenizer.hf_training.checkpoints import find_checkpoint
 from visual_tokenizer.recipe import read_recipe
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from mmlm.cli import app
-from mmlm.merged_model import load_merged
-from mmlm.parts import describe
+from mmlm.commands.parts import describe
+from mmlm.merging.folder import load_merged
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.registry import Family
 

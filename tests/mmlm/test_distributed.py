@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from mmlm.data.shards import load_shards
-from mmlm.lm_recipe import LMRecipe
 from mmlm.processing import MultimodalProcessor
-from mmlm.train import train
+from mmlm.recipes.training import LMRecipe
+from mmlm.training.build import train
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.runs.folder import StepLog
 from visual_tokenizer.runs.manifest import verify_manifest

@@ -9,13 +9,13 @@ from PIL import Image
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-import mmlm.subject as module
+import mmlm.measures.base as module
 from mmlm.cli import app
 from mmlm.evaluate import evaluate
-from mmlm.likelihood import kinds_of, loss_by_kind
+from mmlm.measures.base import spread
 from mmlm.measures.drawing import side_by_side
-from mmlm.merge import merge_vocabulary
-from mmlm.subject import spread
+from mmlm.merging.merge import merge_vocabulary
+from mmlm.scores.likelihood import kinds_of, loss_by_kind
 from visual_tokenizer.data.sources.base import DataSourceError
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError

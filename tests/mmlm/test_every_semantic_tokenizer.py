@@ -13,7 +13,7 @@ import visual_tokenizer
 from mmlm import MultimodalProcessor, generate_images, merge_vocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training.recipe import TokenizerRecipe
 
 RECIPES = Path(visual_tokenizer.__file__).parents[1] / "recipes" / "tokenizer"
 NAMES = (

@@ -21,8 +21,8 @@ from transformers import (
 
 from mmlm.generation.captions import describe_images
 from mmlm.generation.images import generate_images
-from mmlm.merge import merge_vocabulary
-from mmlm.strip import strip_vocabulary
+from mmlm.merging.merge import merge_vocabulary
+from mmlm.merging.strip import strip_vocabulary
 
 DECODER = {
     "hidden_size": 32,

@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mmlm.layouts.base import MalformedSequenceError
-from mmlm.merge import merge_vocabulary
 from mmlm.merge_record import tokenizer_hash
+from mmlm.merging.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.errors import UserError
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mmlm.lm_recipe import LMRecipe
-from mmlm.train import train
+from mmlm.recipes.training import LMRecipe
+from mmlm.training.build import train
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.hf_training.checkpoints import complete_checkpoint, find_checkpoint, list_checkpoints
 from visual_tokenizer.runs.manifest import CheckpointError, read_facts, verify_manifest

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mmlm.language_models import load_smollm2
-from mmlm.merge import merge_vocabulary
+from mmlm.backbones.gguf import load_smollm2
+from mmlm.merging.merge import merge_vocabulary
+from mmlm.merging.strip import strip_vocabulary
 from mmlm.processing import MultimodalProcessor
-from mmlm.strip import strip_vocabulary
 
 pytestmark = [
     pytest.mark.slow,
@@ -100,8 +100,8 @@ MEASURED = """
 import json, resource, sys, time
 import torch
 torch.set_num_threads(1)
-from mmlm.language_models import load_smollm2
-from mmlm.merge import merge_vocabulary
+from mmlm.backbones.gguf import load_smollm2
+from mmlm.merging.merge import merge_vocabulary
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 model, tokenizer = load_smollm2()
 codec = VisualTokenizer(VisualTokenizerConfig(

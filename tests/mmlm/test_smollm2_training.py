@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.english_prose import english_prose
-from mmlm.language_models import load_smollm2
-from mmlm.lm_recipe import LMRecipe
+from mmlm.backbones.gguf import load_smollm2
 from mmlm.measures.text_ability import visual_rows
-from mmlm.merge import merge_vocabulary
-from mmlm.text_perplexity import text_losses
-from mmlm.train import train
+from mmlm.merging.merge import merge_vocabulary
+from mmlm.recipes.training import LMRecipe
+from mmlm.scores.text_perplexity import text_losses
+from mmlm.training.build import train
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.runs.folder import StepLog
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
-from mmlm.lm_recipe import LMRecipe
-from mmlm.train import train
+from mmlm.recipes.training import LMRecipe
+from mmlm.training.build import train
 from visual_tokenizer.errors import Interrupted
 from visual_tokenizer.hf_training.checkpoints import list_checkpoints
 from visual_tokenizer.hf_training.stopping import SharedSignals, StopAtStep

@@ -12,7 +12,6 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 from mmlm import MultimodalProcessor, generate_images, merge_vocabulary
-from mmlm.block_grammar import BlockGrammar
 from mmlm.data.collating import SequenceCollator
 from mmlm.data.document_sequences import DocumentSequences
 from mmlm.data.document_shards import DocumentShards
@@ -21,16 +20,16 @@ from mmlm.data.pair_shards import PairShards
 from mmlm.data.tokenization import open_shards, tokenize
 from mmlm.documents.base import DocumentSourceConfig
 from mmlm.documents.pictures import PicturesConfig
+from mmlm.generation.block_grammar import BlockGrammar
 from mmlm.generation.captions import describe_images
 from mmlm.generation.images import generate_indices
 from mmlm.generation.interleaved import generate_interleaved
-from mmlm.mixture_recipe import MixtureMember
-from mmlm.sampling import PictureSampling
+from mmlm.recipes.mixture import MixtureMember
+from mmlm.recipes.sampling import PictureSampling
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.outputs import ABSENT
-from visual_tokenizer.token_lengths import own_tokens
+from visual_tokenizer.outputs import ABSENT, own_tokens
 
 SHAPE = {"width": 16, "depth": 1, "heads": 2, "patches": {"type": "patch", "patch_size": 8, "width": 16}}
 QUANTIZERS = {

@@ -9,11 +9,11 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from mmlm.lm_recipe import LMRecipe
-from mmlm.merge import merge_vocabulary
+from mmlm.merging.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
+from mmlm.recipes.training import LMRecipe
 from mmlm.text_tokenizer import train_text_tokenizer
-from mmlm.train import train
+from mmlm.training.build import train
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.hf_training.arguments import read_deepspeed
 from visual_tokenizer.hf_training.checkpoints import list_checkpoints

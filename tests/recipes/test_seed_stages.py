@@ -10,8 +10,8 @@ import yaml
 
 import visual_tokenizer
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.training import TokenizerTrainer
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training.recipe import TokenizerRecipe
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 ROOT = Path(visual_tokenizer.__file__).parents[1] / "recipes" / "tokenizer"
 

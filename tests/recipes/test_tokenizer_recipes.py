@@ -13,8 +13,8 @@ import visual_tokenizer
 from visual_tokenizer.outputs import ABSENT
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.registry import plugin_folders
-from visual_tokenizer.training import TokenizerTrainer
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training.recipe import TokenizerRecipe
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 ROOT = Path(visual_tokenizer.__file__).parents[1] / "recipes" / "tokenizer"
 FOLDERS = [ROOT, *(folder / "recipes" / "tokenizer" for folder in plugin_folders())]

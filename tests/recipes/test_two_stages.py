@@ -7,8 +7,8 @@ import torch
 
 import visual_tokenizer
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.training import TokenizerTrainer
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training.recipe import TokenizerRecipe
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 PAPER = visual_tokenizer.__path__[0] + "/../recipes/tokenizer/paper"
 

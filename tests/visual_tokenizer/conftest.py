@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training.recipe import TokenizerRecipe
 
 CNN = {
     "type": "cnn",

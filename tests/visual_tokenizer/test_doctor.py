@@ -13,10 +13,10 @@ import torch.distributed as dist
 import yaml
 
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig, build_quantizer, doctor
-from visual_tokenizer.diagnosis import diagnose, findings, rank_distance, running_values
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.evaluation.diagnosis import diagnose, findings, rank_distance, running_values
 from visual_tokenizer.recipe import recipe_to_dict
-from visual_tokenizer.training import TokenizerTrainer
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 
 def pixel_tokenizer(colours):

@@ -13,8 +13,9 @@ from PIL import Image
 
 import visual_tokenizer
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig, evaluate
+from visual_tokenizer.data.batches import DataSection, PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig
-from visual_tokenizer.evaluation import (
+from visual_tokenizer.evaluation.reconstruction import (
     bits_per_picture,
     build_metrics,
     evaluate_reconstruction,
@@ -23,8 +24,6 @@ from visual_tokenizer.evaluation import (
 from visual_tokenizer.metrics.psnr import psnr
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.training_data import PictureSet
-from visual_tokenizer.training_recipe import DataSection
 
 METRICS = ["psnr", "ssim"]
 
@@ -187,7 +186,7 @@ def test_the_mode_of_the_tokenizer_stays_as_it_was(model):
         (["--metrics", "[3]"], "names or mappings"),
         (["--metrics", "[ms_ssim]"], "at least 176 x 176 for MS-SSIM, got (16, 16)"),
         (["--metrics", "[{type: fid, network_weights: /nowhere.pth}]"], "no file '/nowhere.pth'"),
-        (["--metrics", "[face_fidelity]"], "needs network_weights"),
+        (["--metrics", "[face_fidelity]"], "needs weights"),
         (["--data.source.folder", "/nowhere"], "there is no folder /nowhere"),
         (["--image_size", "15"], "must be a multiple of 2"),
     ],
@@ -200,9 +199,9 @@ def test_errors_end_in_one_line(model, words, message, capsys):
 
 
 def test_the_pictures_come_from_the_recipe_unless_told_otherwise(model, tiny_recipe):
-    words = evaluate.with_data_of_model(["--model", str(model), "--data.batch_size", "7"])
+    words = evaluate.with_data_of_model(["--model", str(model), "--data.num_workers", "7"])
     parsed = evaluate.parse_arguments(evaluate.EvaluationRecipe, words, program="evaluate", about="")
     assert parsed.data.source == tiny_recipe().data.source
-    assert parsed.data.batch_size == 7
+    assert parsed.data.num_workers == 7
     assert evaluate.with_data_of_model(["--model", "nowhere"]) == ["--model", "nowhere"]
     assert isinstance(parsed.data, DataSection)

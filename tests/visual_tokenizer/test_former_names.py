@@ -7,8 +7,8 @@ import logging
 import pytest
 import yaml
 
-from mmlm.lm_recipe import LMRecipe
 from mmlm.merge_record import tokenizer_hash
+from mmlm.recipes.training import LMRecipe
 from visual_tokenizer import VisualTokenizerConfig
 from visual_tokenizer.doctor import DoctorRecipe
 from visual_tokenizer.features import FeaturesRecipe
@@ -16,7 +16,7 @@ from visual_tokenizer.fields import former
 from visual_tokenizer.losses.base import LossConfig
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.recipe import ConfigError, parse_arguments, read_recipe, recipe_to_dict
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training.recipe import TokenizerRecipe
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.encoders.base import ResolutionError
 from visual_tokenizer.errors import IndexOutOfRangeError, UserError
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.saved_models import CheckpointMismatchError
+from visual_tokenizer.runs.saved_models import CheckpointMismatchError
 
 CNN = {
     "type": "cnn",

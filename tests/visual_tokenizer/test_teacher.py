@@ -19,13 +19,13 @@ from transformers import ViTConfig, ViTModel
 import visual_tokenizer
 from visual_tokenizer.backbones.base import load_backbone
 from visual_tokenizer.backbones.efficientnet_lite0 import EfficientNetLite0
+from visual_tokenizer.data.feature_cache import FeatureCache, keys_digest
 from visual_tokenizer.data.sources.base import DataSourceError
-from visual_tokenizer.feature_cache import FeatureCache, keys_digest
 from visual_tokenizer.losses.base import LossConfig
-from visual_tokenizer.objective import build_losses
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.teacher import Teacher, TeacherSection
-from visual_tokenizer.training import TokenizerTrainer
+from visual_tokenizer.training.objective import build_losses
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 ROOT = Path(visual_tokenizer.__file__).parents[1]
 DISTILLATION = {"type": "feature_distillation", "channels": [0, 4], "width": 8, "heads": 2, "depth": 0, "size": 32}
@@ -244,7 +244,7 @@ def test_what_can_not_be_cached_or_taught_is_refused(tiny_recipe, tmp_path):
 
 def test_a_stream_can_not_be_cached(tiny_recipe, tmp_path, monkeypatch):
     trainer = TokenizerTrainer(tiny_recipe(**recipe_values(tmp_path)))
-    monkeypatch.setattr("visual_tokenizer.training_data.datasets.IterableDataset", object)
+    monkeypatch.setattr("visual_tokenizer.data.batches.datasets.IterableDataset", object)
     with pytest.raises(DataSourceError, match=r"teacher\.cache_dir must be null for a streamed source"):
         trainer.train()
 

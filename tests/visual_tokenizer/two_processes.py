@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch.nn.parallel import DistributedDataParallel
 
-from visual_tokenizer.callbacks import Callback
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.training import TokenizerTrainer
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training.callbacks import Callback
+from visual_tokenizer.training.recipe import TokenizerRecipe
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 
 class Seen(Callback):

@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, BeitForMaskedImageModeling
 
 from mmlm import MultimodalProcessor, generate_images
 from mmlm.generation.images import generate_indices
-from mmlm.lm_recipe import LMRecipe
-from mmlm.train import build_trainer
+from mmlm.recipes.training import LMRecipe
+from mmlm.training.build import build_trainer
 from visual_tokenizer import VisualTokenizer, VisualTokenizerImageProcessor
 from visual_tokenizer.recipe import read_recipe
 

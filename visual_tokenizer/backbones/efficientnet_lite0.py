@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from visual_tokenizer.backbones._weights import file_digest
 from visual_tokenizer.backbones.base import (
     Backbone,
     BackboneConfig,
@@ -27,6 +26,7 @@ from visual_tokenizer.backbones.base import (
     resize_shorter_side,
     run_stages,
 )
+from visual_tokenizer.layers.published_weights import file_digest
 
 # repeats, kernel, stride, expansion, output channels of each stage (Tan & Le, table 1, width 1.0).
 _BLOCK_STAGES = (

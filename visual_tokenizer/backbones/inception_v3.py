@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.backbones._weights import find_weights, load_weights
 from visual_tokenizer.backbones.base import (
     Backbone,
     BackboneConfig,
@@ -23,6 +22,7 @@ from visual_tokenizer.backbones.base import (
     resize_like_tensorflow,
     run_stages,
 )
+from visual_tokenizer.layers.published_weights import find_weights, load_weights
 
 FILE_NAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 INCEPTION_FILE = (

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from transformers import AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from visual_tokenizer.backbones._weights import file_digest
 from visual_tokenizer.backbones.base import Backbone, BackboneConfig, MissingWeightsError, check_pixels, standardise
 from visual_tokenizer.errors import MissingFileError, UserError
-from visual_tokenizer.saved_models import FAULTS_OF_A_PART, load_whole, loading
+from visual_tokenizer.layers.published_weights import file_digest
+from visual_tokenizer.runs.saved_models import FAULTS_OF_A_PART, load_whole, loading
 
 DEFAULT_SIZE = 224
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from visual_tokenizer.backbones._weights import find_weights, load_weights
 from visual_tokenizer.backbones.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -24,6 +23,7 @@ from visual_tokenizer.backbones.base import (
     run_stages,
     standardise,
 )
+from visual_tokenizer.layers.published_weights import find_weights, load_weights
 
 VGG16_FILE = "the state dict of torchvision's vgg16 (vgg16-397923af.pth, 528 MB; keys features.N.weight)"
 

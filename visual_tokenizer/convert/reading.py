@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from visual_tokenizer.errors import MissingFileError, UserError
-from visual_tokenizer.saved_models import read_json
+from visual_tokenizer.runs.saved_models import read_json
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
@@ -158,3 +158,21 @@ def _unwrapped(found: Any, where: str) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{where} holds no tensors, nor {', '.join(_WRAPPERS)} that do")
     return tensors
+
+
+EMA = "model_ema."
+
+
+def with_averages(tensors: Mapping[str, Tensor], head: str = "") -> dict[str, Tensor]:
+    """Return the weights, each replaced by its average where there is one; the averages' own entries are left out.
+
+    Args:
+        tensors: weights and, under `model_ema.`, their averages.
+        head: what stands before all names.
+    """
+    averages = f"{head}{EMA}"
+    return {
+        name: tensors.get(averages + name.removeprefix(head).replace(".", ""), tensors[name])
+        for name in tensors
+        if not name.startswith(averages)
+    }

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from visual_tokenizer.plots import plot_losses, save_picture
+from visual_tokenizer.evaluation.plots import plot_losses, save_picture
 from visual_tokenizer.runs.folder import StepLog
 from visual_tokenizer.runs.random_state import random_state, restore_random_state
 

@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from visual_tokenizer.backbones._weights import file_digest, read_state_dict
 from visual_tokenizer.backbones.base import (
     Backbone,
     MissingWeightsError,
@@ -30,6 +29,7 @@ from visual_tokenizer.backbones.base import (
     squared_differences,
 )
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.layers.published_weights import file_digest, read_state_dict
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
 

@@ -18,7 +18,7 @@ from transformers import AutoModel
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
-from visual_tokenizer.saved_models import MODEL_FILES, loading
+from visual_tokenizer.runs.saved_models import MODEL_FILES, loading
 
 
 @dataclass(kw_only=True)

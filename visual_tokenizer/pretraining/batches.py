@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from visual_tokenizer.data.batches import DataSection, PictureSet, Share, training_batches
 from visual_tokenizer.data.sources.base import Source
 from visual_tokenizer.data.transforms import bytes_to_pixels, pixels_to_bytes
 from visual_tokenizer.pretraining.masking import BlockMasking
-from visual_tokenizer.training_data import PictureSet, Share, training_batches
-from visual_tokenizer.training_recipe import DataSection
 
 
 class MaskedBatches:

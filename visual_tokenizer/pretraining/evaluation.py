@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import BeitForMaskedImageModeling
 
+from visual_tokenizer.data.batches import PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.pretraining.batches import HeldoutPictures
 from visual_tokenizer.pretraining.beit import build_beit
@@ -19,7 +20,6 @@ from visual_tokenizer.pretraining.masking import BlockMasking
 from visual_tokenizer.pretraining.objective import MaskedTokenMeter
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.pretraining.targets import TokenTargets
-from visual_tokenizer.training_data import PictureSet
 
 
 def masking_of(recipe: PretrainingRecipe) -> BlockMasking:

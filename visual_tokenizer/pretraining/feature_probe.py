@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BeitModel
 
+from visual_tokenizer.data.batches import PictureSet
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.semantics.base import View, require_scikit_learn
 from visual_tokenizer.semantics.knn import nearest_classes
 from visual_tokenizer.semantics.linear_probe import LinearProbe, LinearProbeConfig
-from visual_tokenizer.training_data import PictureSet
 
 PIXEL_SIDE = 32
 """Larger pictures are brought to this side before their pixels are compared."""

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from visual_tokenizer.data.transforms import pixels_to_bytes
-from visual_tokenizer.plots import GAP
+from visual_tokenizer.evaluation.plots import GAP
 from visual_tokenizer.pretraining.targets import TokenTargets, resized
 
 GREY = 0.0

@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from visual_tokenizer.backbones.base import MissingWeightsError
 from visual_tokenizer.errors import MissingFileError
-from visual_tokenizer.saved_models import FAULTS_OF_A_PART, load_text_tokenizer, load_whole
+from visual_tokenizer.runs.saved_models import FAULTS_OF_A_PART, load_text_tokenizer, load_whole
 from visual_tokenizer.text_encoders.base import without_gradient
 
 

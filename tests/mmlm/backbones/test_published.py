@@ -15,14 +15,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from mmlm.backbones.base import BackboneConfig
-from mmlm.chameleon_model import ChameleonForCausalLM
+from mmlm.backbones.base import BackboneConfig, load_published_lm
 from mmlm.generation.images import generate_indices
-from mmlm.merge_recipe import MergeRecipe, merge_by_recipe
-from mmlm.merged_model import load_merged
+from mmlm.merging.folder import load_merged
+from mmlm.merging.recipe import MergeRecipe, merge_by_recipe
+from mmlm.models.chameleon import ChameleonForCausalLM
 from mmlm.processing import MultimodalProcessor
-from mmlm.published import load_published_lm
-from mmlm.sampling import PictureSampling
+from mmlm.recipes.sampling import PictureSampling
 from visual_tokenizer.convert import MissingDecoderWarning
 from visual_tokenizer.errors import MissingFileError
 from visual_tokenizer.registry import UnknownPartError

@@ -8,8 +8,8 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 from mmlm.backbones.base import BackboneConfig
-from mmlm.merge import merge_vocabulary
-from mmlm.strip import strip_vocabulary
+from mmlm.merging.merge import merge_vocabulary
+from mmlm.merging.strip import strip_vocabulary
 
 SMALL = {"hidden_size": 32, "layers": 2, "heads": 2, "ffn": 32, "vocab_size": 300, "max_positions": 64, "kv_heads": 1}
 

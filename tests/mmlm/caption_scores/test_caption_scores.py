@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from mmlm.caption_scores.bleu import MissingPackageError, bleu
-from mmlm.caption_scores.cider_d import cider_d
-from mmlm.caption_scores.rouge_l import longest_common_subsequence, rouge_l
-from mmlm.caption_scores.words import ngrams, words
+from mmlm.scores.bleu import MissingPackageError, bleu
+from mmlm.scores.cider_d import cider_d
+from mmlm.scores.rouge_l import longest_common_subsequence, rouge_l
+from mmlm.scores.words import ngrams, words
 
 
 def test_words_are_lower_case_and_without_punctuation():

@@ -9,8 +9,8 @@ import pytest
 
 from mmlm.data.pair_shards import PairShards
 from mmlm.documents.pictures import PicturesConfig
-from mmlm.mixture_recipe import MixtureMember
 from mmlm.processing import MultimodalProcessor
+from mmlm.recipes.mixture import MixtureMember
 from visual_tokenizer.data.sources.base import SourceConfig
 
 

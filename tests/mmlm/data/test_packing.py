@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from benchmarks.packing import realistic_lengths
 from mmlm.data.packing import PackedSequences, best_fit_decreasing, join
-from mmlm.lm_recipe import LMRecipe
-from mmlm.train import build_trainer, load_processor, run_arguments, train
+from mmlm.recipes.training import LMRecipe
+from mmlm.training.build import build_trainer, load_processor, run_arguments, train
 from visual_tokenizer.registry import ConfigError
 
 

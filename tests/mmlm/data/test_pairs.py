@@ -15,7 +15,7 @@ from mmlm.data.piece import IMAGE, STRUCTURE, TEXT
 from mmlm.data.shards import ShardError
 from mmlm.documents.pictures import Pictures, PicturesConfig
 from mmlm.layouts.base import Layout, LayoutConfig
-from mmlm.merge import merge_vocabulary
+from mmlm.merging.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer.data.sources.base import SourceConfig

@@ -13,8 +13,8 @@ from PIL import Image
 from mmlm.data.mixture import StagedSequences
 from mmlm.data.sets import at_size
 from mmlm.data.shards import read_header
-from mmlm.lm_recipe import LMRecipe
-from mmlm.train import build_trainer, load_processor, run_arguments, train
+from mmlm.recipes.training import LMRecipe
+from mmlm.training.build import build_trainer, load_processor, run_arguments, train
 from visual_tokenizer.registry import ConfigError
 
 STAGES = [{"image_size": 16, "until_step": 2}, {"image_size": 24, "until_step": 3}, {"image_size": 32}]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlm.merge import merge_vocabulary
+from mmlm.merging.merge import merge_vocabulary
 
 SIZE = {"height": 16, "width": 32}
 

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Mistra
 
 from mmlm.generation.decoder import Decoder, plain_decoder
 from mmlm.generation.images import generate_indices
-from mmlm.sampling import PictureSampling
+from mmlm.recipes.sampling import PictureSampling
 from visual_tokenizer.errors import UserError
 
 PROMPTS = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9, 2]), torch.tensor([6])]

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from mmlm.cli import app
 from mmlm.generation.best_of import CaptionLikelihood, generate_best
 from mmlm.generation.images import generate_images
-from mmlm.merged_model import load_merged
+from mmlm.merging.folder import load_merged
 
 
 @pytest.fixture
@@ -71,7 +71,10 @@ def test_an_answer_of_text_and_pictures(run, red, tmp_path):
         (("answer", "--prompt", "{1} {3}", "--output", "new"), "names the pictures [1, 3], but there are 0"),
         (("answer", "--output", "."), "exists"),
         (("generate", "--prompt", "a", "--top-p", 0, "--output", "a.png"), "top_p must be in (0, 1], got 0.0"),
-        (("generate", "--prompt", "a", "--guidance-scale", -1, "--output", "a.png"), "guidance_scale must be 0 or more"),
+        (
+            ("generate", "--prompt", "a", "--guidance-scale", -1, "--output", "a.png"),
+            "guidance_scale must be 0 or more",
+        ),
         (("generate", "--prompt", "a", "--num-images", 0, "--output", "a.png"), "--num_images"),
         (("answer", "--temperature", -1, "--output", "new"), "temperature must be 0 or more, got -1.0"),
     ],

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from mmlm.generation.images import generate_images, generate_indices
 from mmlm.generation.loop import evaluation_mode
-from mmlm.sampling import PictureSampling
+from mmlm.recipes.sampling import PictureSampling
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer.errors import UserError
 

@@ -14,7 +14,7 @@ from mmlm.generation.guidance import (
 )
 from mmlm.generation.prompts import read_prompts
 from mmlm.generation.sampling import RowSampler, row_uniforms
-from mmlm.sampling import PictureSampling, Sampling
+from mmlm.recipes.sampling import PictureSampling, Sampling
 from visual_tokenizer.errors import UserError
 
 GRID = (2, 4)

@@ -9,7 +9,7 @@ from PIL import Image
 from mmlm.generation.best_of import CaptionLikelihood, ImageTextSimilarity, generate_best
 from mmlm.generation.images import generate_images, generate_indices
 from mmlm.generation.previews import partial_indices, steps_of_rows
-from mmlm.sampling import PictureSampling
+from mmlm.recipes.sampling import PictureSampling
 from visual_tokenizer.errors import UserError
 
 GRID = (2, 4)

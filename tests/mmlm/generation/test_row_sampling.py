@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmlm.generation.sampling import RowSampler, keep_top_k, keep_top_p, pick, row_uniforms
-from mmlm.sampling import Sampling
+from mmlm.recipes.sampling import Sampling
 from visual_tokenizer.errors import UserError
 
 

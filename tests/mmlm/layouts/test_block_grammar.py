@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlm.block_grammar import BlockGrammar
+from mmlm.generation.block_grammar import BlockGrammar
 from mmlm.generation.constraints import GrammarConstraint, InterleavedConstraint, TextConstraint
 from mmlm.layouts.base import Layout, MalformedSequenceError
 from visual_tokenizer.errors import UserError

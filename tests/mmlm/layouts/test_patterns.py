@@ -111,8 +111,8 @@ def test_training_sequences_follow_the_pattern(build) -> None:
 
 def test_merged_models_draw_and_decode_with_delay(make_model, make_codec, text_tokenizer, tmp_path) -> None:
     from mmlm.generation.images import generate_indices
-    from mmlm.merge import merge_vocabulary
-    from mmlm.sampling import PictureSampling
+    from mmlm.merging.merge import merge_vocabulary
+    from mmlm.recipes.sampling import PictureSampling
 
     quantizer = {"type": "residual", "depth": 2, "base": {"type": "vq", "codebook_size": 16, "code_dim": 4}}
     model, processor = merge_vocabulary(

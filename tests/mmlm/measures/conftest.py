@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmlm.merge import merge_vocabulary
-from mmlm.subject import Subject
+from mmlm.measures.base import Subject
+from mmlm.merging.merge import merge_vocabulary
 from visual_tokenizer.data.sources.base import SourceConfig
 
 COLORS = ["red", "lime", "blue", "white", "black", "orange", "purple", "cyan", "gold", "pink", "navy", "gray"]

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-import mmlm.subject as subjects
+import mmlm.measures.base as subjects
 from mmlm.measures.embedding_regression import EmbeddingRegression, EmbeddingRegressionConfig, fit_ridge
 from visual_tokenizer.errors import UserError
 

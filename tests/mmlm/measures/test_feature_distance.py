@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-import mmlm.subject as subjects
+import mmlm.measures.base as subjects
 from mmlm.measures.feature_distance import FeatureDistance, FeatureDistanceConfig
 from visual_tokenizer.backbones.base import MissingWeightsError
 from visual_tokenizer.metrics.feature_distance import FeatureDistance as Metric
@@ -56,6 +56,9 @@ def test_what_is_no_frechet_distance_of_pictures_is_refused(make_subject, tmp_pa
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(MissingWeightsError, match="weights are missing"):
         FeatureDistance(FeatureDistanceConfig(metrics=["fid"])).measure(make_subject())
-    for fields, message in (({"reference_pictures": 1}, "2 or more, got 1"), ({"metrics": []}, "metrics must hold 1 or more")):
+    for fields, message in (
+        ({"reference_pictures": 1}, "2 or more, got 1"),
+        ({"metrics": []}, "metrics must hold 1 or more"),
+    ):
         with pytest.raises(ValueError, match=message):
             FeatureDistanceConfig(**fields)

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-import mmlm.subject as subjects
-from mmlm.image_text_model import load_image_text_model
+import mmlm.measures.base as subjects
 from mmlm.measures.image_text_score import ImageTextScore, ImageTextScoreConfig
+from mmlm.scores.image_text_model import load_image_text_model
 from visual_tokenizer.backbones.base import MissingWeightsError
 from visual_tokenizer.errors import UserError
 

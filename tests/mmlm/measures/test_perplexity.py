@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mmlm.likelihood import kinds_of
 from mmlm.measures.perplexity import Perplexity, PerplexityConfig
+from mmlm.scores.likelihood import kinds_of
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-import mmlm.subject as module
+import mmlm.measures.base as module
 
 
 def test_pairs_of_both_splits(make_subject):

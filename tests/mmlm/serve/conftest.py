@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmlm.merged_model import load_merged
+from mmlm.merging.folder import load_merged
 from mmlm.serve.engine import Engine
 from mmlm.serve.limits import Limits
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmlm.generation.images import generate_images
 from mmlm.generation.interleaved import generate_interleaved, join_pieces
-from mmlm.sampling import PictureSampling
+from mmlm.recipes.sampling import PictureSampling
 from mmlm.serve.engine import Drawing, Failed, Finished
 from mmlm.serve.pictures import data_address
 

@@ -13,13 +13,13 @@ import yaml
 from safetensors.torch import load_file
 
 import visual_tokenizer
-from visual_tokenizer.adversarial import adaptive_weight
-from visual_tokenizer.callbacks import Callback
 from visual_tokenizer.errors import DivergedError
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.runs.manifest import CheckpointError
-from visual_tokenizer.training import TokenizerTrainer
+from visual_tokenizer.training.adversarial import adaptive_weight
+from visual_tokenizer.training.callbacks import Callback
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 ROOT = Path(visual_tokenizer.__file__).parents[1]

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from visual_tokenizer.adversarial_losses.base import AdversarialLossConfig
-from visual_tokenizer.adversarial_recipe import AdversarialSection
-from visual_tokenizer.discriminator_objective import DiscriminatorObjective, LeCam, gradient_penalty
+from visual_tokenizer.training.adversarial import DiscriminatorObjective, LeCam, gradient_penalty
+from visual_tokenizer.training.recipe import AdversarialSection
 
 
 class Quadratic(nn.Module):

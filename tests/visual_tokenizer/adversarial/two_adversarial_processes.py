@@ -10,8 +10,8 @@ from pathlib import Path
 from torch.nn.parallel import DistributedDataParallel
 
 from visual_tokenizer.recipe import read_recipe
-from visual_tokenizer.training import TokenizerTrainer
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training.recipe import TokenizerRecipe
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 recipe, folder = read_recipe(TokenizerRecipe, sys.argv[1], {}), Path(sys.argv[2])
 trainer = TokenizerTrainer(recipe)

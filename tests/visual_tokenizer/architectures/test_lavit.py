@@ -9,12 +9,11 @@ from torch import nn
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig, ResolutionError
-from visual_tokenizer.evaluation import measure_reconstruction
+from visual_tokenizer.evaluation.reconstruction import measure_reconstruction
 from visual_tokenizer.layers.token_merger import MergerBlock, TokenMerger, causal_weights, weighted_softmax
 from visual_tokenizer.layers.token_selector import TokenSelector, draw_decisions, expected_decisions, pack
-from visual_tokenizer.outputs import ABSENT
+from visual_tokenizer.outputs import ABSENT, own_tokens, pad_tokens
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.token_lengths import own_tokens, pad_tokens
 
 PATCH = {"type": "patch", "patch_size": 4, "width": 8}
 SHAPE = {"width": 16, "depth": 2, "heads": 2, "patches": PATCH}

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.losses.base import LossConfig
-from visual_tokenizer.proxy import copy_proxy
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.training.fine_tuning import copy_proxy
 
 PATCH = {"type": "patch", "patch_size": 4, "width": 8}
 VQ = {"type": "vq", "codebook_size": 12, "code_dim": 4}

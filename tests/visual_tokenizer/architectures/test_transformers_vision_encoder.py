@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, Sigli
 from visual_tokenizer import VisualTokenizer
 from visual_tokenizer.encoders.base import EncoderConfig
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.training import TokenizerTrainer
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

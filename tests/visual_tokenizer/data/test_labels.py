@@ -14,12 +14,11 @@ import pytest
 import torch
 from encoded_pictures import picture_bytes
 
+from visual_tokenizer.data.batches import DataSection, PictureSet
+from visual_tokenizer.data.emoji_groups import group_and_subgroup
 from visual_tokenizer.data.loading import PixelDataset, collate
-from visual_tokenizer.data.sources._emoji_groups import group_and_subgroup
-from visual_tokenizer.data.sources._openmoji import drawings_with_names
+from visual_tokenizer.data.openmoji import drawings_with_names
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
-from visual_tokenizer.training_data import PictureSet
-from visual_tokenizer.training_recipe import DataSection
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from visual_tokenizer.data.sources.base import Source, SourceConfig, hash_fracti
 from visual_tokenizer.data.transforms import TransformConfig
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.training_recipe import TokenizerRecipe
+from visual_tokenizer.training.recipe import TokenizerRecipe
 
 
 @pytest.fixture

@@ -11,13 +11,12 @@ import pytest
 from PIL import Image
 
 from visual_tokenizer.data import video_decoding
+from visual_tokenizer.data.batches import DataSection, PictureSet
 from visual_tokenizer.data.decoding import UnreadableImageError
 from visual_tokenizer.data.loading import PixelDataset
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 from visual_tokenizer.data.transforms import TransformConfig
 from visual_tokenizer.data.video_decoding import MissingVideoDecoderError, decode_clip, wanted_frames
-from visual_tokenizer.training_data import PictureSet
-from visual_tokenizer.training_recipe import DataSection
 
 
 def shades(count: int) -> list[Image.Image]:

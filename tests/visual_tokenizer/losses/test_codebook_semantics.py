@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.backbones.base import load_backbone
 from visual_tokenizer.losses.base import LossConfig
-from visual_tokenizer.objective import Objective
+from visual_tokenizer.training.objective import Objective
 
 PATCH = {"type": "patch", "patch_size": 8, "width": 8}
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.backbones.base import load_backbone
 from visual_tokenizer.losses.base import LossConfig
-from visual_tokenizer.objective import Objective
 from visual_tokenizer.outputs import TokenizerOutput
+from visual_tokenizer.training.objective import Objective
 
 FIELDS = {"type": "feature_distillation", "channels": [0, 4], "width": 16, "heads": 2, "depth": 1}
 PATCH = {"type": "patch", "patch_size": 8, "width": 16}

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 from visual_tokenizer.backbones.base import load_backbone
 from visual_tokenizer.losses.base import LossConfig
-from visual_tokenizer.objective import Objective
 from visual_tokenizer.text_encoders.base import TextEncoder, TextEncoderConfig
+from visual_tokenizer.training.objective import Objective
 
 WORDS = ["apple", "house", "cat"]
 CODES = {"code_dim": 4, "width": 16, "depth": 1, "heads": 2}

@@ -9,7 +9,7 @@ import torch
 
 from visual_tokenizer.losses.base import LossConfig, WeightSchedule
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.training import TokenizerTrainer
+from visual_tokenizer.training.trainer import TokenizerTrainer
 
 SCHEDULE = {"final_weight": 2.0, "start_step": 2, "ramp_steps": 4}
 

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, multiprocessing
 
 from visual_tokenizer.backbones.base import Backbone, BackboneConfig
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.evaluation import build_metrics
+from visual_tokenizer.evaluation.reconstruction import build_metrics
 from visual_tokenizer.metrics import _text, face_fidelity, feature_distance, fid, fvd, lpips, text_fidelity
 from visual_tokenizer.metrics.base import Metric, MetricConfig
 

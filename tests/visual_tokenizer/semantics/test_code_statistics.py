@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from visual_tokenizer.code_statistics import CodeStatistics, choose_codes, code_statistics
+from visual_tokenizer.evaluation.code_statistics import CodeStatistics, choose_codes, code_statistics
+from visual_tokenizer.evaluation.semantic_page import MOST_GAIN, difference_map
 from visual_tokenizer.outputs import ABSENT
-from visual_tokenizer.semantic_page import MOST_GAIN, difference_map
 from visual_tokenizer.semantics.base import SemanticData
 
 

@@ -23,13 +23,14 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from torch import Tensor, multiprocessing
 
-from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig, evaluate, semantic_evaluation
+from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig, evaluate
 from visual_tokenizer.backbones.base import Backbone, BackboneConfig
+from visual_tokenizer.evaluation import meaning as semantic_evaluation
+from visual_tokenizer.evaluation.meaning import mean_codes
+from visual_tokenizer.evaluation.meaning_recipe import SemanticSection, with_semantic
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
-from visual_tokenizer.semantic_evaluation import mean_codes
-from visual_tokenizer.semantic_recipe import SemanticSection, with_semantic
 from visual_tokenizer.text_encoders.base import TextEncoder, TextEncoderConfig
 
 COLOURS = {"red": (230, 30, 20), "green": (20, 200, 40), "blue": (30, 40, 220)}

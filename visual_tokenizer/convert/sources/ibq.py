@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.averages import EMA, with_averages
 from visual_tokenizer.convert.links import Link
+from visual_tokenizer.convert.reading import EMA, with_averages
 from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import CODEBOOK, Names, vq_section, whole_vqgan, whole_vqgan_links
 

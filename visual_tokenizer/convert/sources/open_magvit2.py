@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.averages import EMA, with_averages
 from visual_tokenizer.convert.links import Link, biasless_residual, count_numbered, layer
+from visual_tokenizer.convert.reading import EMA, with_averages
 from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig

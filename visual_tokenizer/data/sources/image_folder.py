@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from visual_tokenizer.data.sources._files import read_captions, read_labels
+from visual_tokenizer.data.files import read_captions, read_labels
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 
 EXTENSIONS = frozenset(".png .jpg .jpeg .webp .gif .bmp .tif .tiff .ppm .pgm .avif .jp2 .tga .ico".split())

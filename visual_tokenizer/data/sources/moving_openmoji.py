@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from visual_tokenizer.data.decoding import UnreadableImageError
-from visual_tokenizer.data.sources._openmoji import (
+from visual_tokenizer.data.openmoji import (
     ATTRIBUTION,
     cache_root,
     drawings_with_names,

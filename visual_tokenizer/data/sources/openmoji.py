@@ -17,8 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from visual_tokenizer.data.decoding import to_rgb
-from visual_tokenizer.data.sources._emoji_groups import group_and_subgroup
-from visual_tokenizer.data.sources._openmoji import (
+from visual_tokenizer.data.emoji_groups import group_and_subgroup
+from visual_tokenizer.data.openmoji import (
     ATTRIBUTION,
     cache_root,
     drawings_with_names,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import datasets
 
+from visual_tokenizer.data.files import expand
 from visual_tokenizer.data.sources._columns import to_rows
-from visual_tokenizer.data.sources._files import expand
 from visual_tokenizer.data.sources.base import Source, SourceConfig
 
 

@@ -11,7 +11,7 @@ import datasets
 from annotated_types import Ge
 from PIL import Image
 
-from visual_tokenizer.data.sources._files import read_captions
+from visual_tokenizer.data.files import read_captions
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 from visual_tokenizer.data.video_decoding import ANIMATIONS, CONTAINERS, decode_clip, is_frame_folder
 

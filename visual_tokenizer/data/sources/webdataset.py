@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 
-from visual_tokenizer.data.sources._files import expand
+from visual_tokenizer.data.files import expand
 from visual_tokenizer.data.sources.base import Source, SourceConfig
 
 logger = logging.getLogger(__name__)

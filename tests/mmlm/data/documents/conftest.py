@@ -15,7 +15,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from mmlm.documents.base import DocumentSource, DocumentSourceConfig
-from mmlm.merge import merge_vocabulary
+from mmlm.merging.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
 
 TEMPLATE = (

@@ -23,8 +23,8 @@ from mmlm.data.picture_indices import IndicesOnTheFly
 from mmlm.data.shards import ShardError, ShardHeader, load_shards, read_header
 from mmlm.data.tokenization import open_shards, tokenize
 from mmlm.documents.base import DocumentSourceConfig
-from mmlm.mixture_recipe import DocumentLimits, MixtureMember
 from mmlm.processing import MultimodalProcessor
+from mmlm.recipes.mixture import DocumentLimits, MixtureMember
 from visual_tokenizer import VisualTokenizer
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
@@ -274,7 +274,7 @@ def test_a_set_without_documents_says_so(
 def test_several_codebooks(make_codec, text_tokenizer, make_model, member, picture_bytes, tmp_path: Path) -> None:
     import copy
 
-    from mmlm.merge import merge_vocabulary
+    from mmlm.merging.merge import merge_vocabulary
 
     pair = {"type": "product", "groups": 2, "base": {"type": "fsq", "levels": [4, 4]}}
     codec = make_codec(quantizer=pair)

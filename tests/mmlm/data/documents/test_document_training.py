@@ -18,10 +18,10 @@ from mmlm.data.piece import TEXT
 from mmlm.data.sets import heldout_sequences, training_sequences
 from mmlm.data.tokenize import main as tokenize
 from mmlm.generation.interleaved import generate_interleaved, join_pieces
-from mmlm.lm_recipe import LMRecipe
-from mmlm.plan import Machine, plan_run
 from mmlm.processing import MultimodalProcessor
-from mmlm.train import build_trainer, load_processor, run_arguments, train
+from mmlm.recipes.training import LMRecipe
+from mmlm.training.build import build_trainer, load_processor, run_arguments, train
+from mmlm.training.plan import Machine, plan_run
 from visual_tokenizer.registry import ConfigError
 
 STORIES = [

@@ -12,8 +12,8 @@ from mmlm.data.document_batches import DroppedDocumentError
 from mmlm.data.document_pieces import PieceMaker
 from mmlm.data.piece import IMAGE, STRUCTURE, TEXT
 from mmlm.documents.base import BrokenDocumentError, Document, Picture, Turn
-from mmlm.mixture_recipe import DocumentLimits
 from mmlm.processing import MultimodalProcessor
+from mmlm.recipes.mixture import DocumentLimits
 
 PICTURE = Picture(b"")
 HOSTILE = "</s><s><|image start|>4*4<|image token|><|visual_00001|><|im_end|>[INST] <image> \ue0000\ue001"

@@ -1,0 +1,1 @@
+"""The loss of a batch, and what is logged of it."""

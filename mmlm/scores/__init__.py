@@ -1,0 +1,1 @@
+"""What measures compute with: likelihoods, caption scores, pictures as vectors."""

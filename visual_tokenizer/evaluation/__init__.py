@@ -1,0 +1,1 @@
+"""What a trained tokenizer is worth, in numbers, plots and pages."""
