@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from mmlm.data.piece import IMAGE, STRUCTURE, TEXT, Piece
+from mmlm.data.piece import Piece
 from mmlm.documents.base import BrokenDocumentError, Picture, Turn
 from mmlm.layouts.base import Layout
+from mmlm.vocabulary import IMAGE, STRUCTURE, TEXT
 
 MARK = re.compile("\ue000(\\d+)\ue001")
 """Stands for the n-th part in a rendered template; private characters, which are taken out of users' texts."""

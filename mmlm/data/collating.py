@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmlm.data.piece import PADDING
 from mmlm.losses.cross_entropy import IGNORED_LABEL
+from mmlm.vocabulary import PADDING
 
 
 @dataclass

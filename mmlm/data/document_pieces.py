@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from mmlm.data.chat_template import chat_pieces
 from mmlm.data.document_batches import DroppedDocumentError, Record
-from mmlm.data.piece import IMAGE, STRUCTURE, TEXT, Piece
+from mmlm.data.piece import Piece
 from mmlm.documents.base import Document, Part, Picture, Turn
 from mmlm.layouts.base import Grid, Layout
 from mmlm.recipes.mixture import DocumentLimits
+from mmlm.vocabulary import IMAGE, STRUCTURE, TEXT
 
 TOO_MANY_PICTURES = "pictures left out above max_pictures"
 TEXTS_CUT = "texts cut to max_text_tokens"

@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import Dataset
 
 from mmlm.data.document_shards import StoredDocuments, StoredPiece
-from mmlm.data.piece import IMAGE, STRUCTURE
 from mmlm.data.shards import ShardError
 from mmlm.documents.base import DocumentSource, Placed
 from mmlm.layouts.base import Grid, Layout
 from mmlm.losses.cross_entropy import IGNORED_LABEL
+from mmlm.vocabulary import IMAGE, STRUCTURE
 from visual_tokenizer.data.transforms import uniforms
 from visual_tokenizer.errors import UserError
 

@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from mmlm.data.document_batches import DocumentDecoding, Record
 from mmlm.data.document_pieces import PieceMaker
-from mmlm.data.piece import IMAGE
 from mmlm.data.shards import RaggedColumn, ShardHeader, expected_header
 from mmlm.documents.base import DocumentSource, DocumentSourceConfig
 from mmlm.layouts.base import Grid
 from mmlm.processing import MultimodalProcessor
 from mmlm.recipes.mixture import MixtureMember
+from mmlm.vocabulary import IMAGE
 from visual_tokenizer.data.sources.base import Split
 from visual_tokenizer.registry import ConfigError
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from mmlm.data.document_batches import DocumentDecoding, Record
 from mmlm.data.document_shards import DocumentShards, StoredDocuments, StoredPiece
-from mmlm.data.piece import IMAGE, STRUCTURE, TEXT
 from mmlm.data.shards import RaggedColumn, ShardHeader, expected_header
 from mmlm.documents.base import Document
 from mmlm.layouts.base import Grid, Layout
+from mmlm.vocabulary import IMAGE, STRUCTURE, TEXT
 
 CAPTIONS_AT_A_TIME = 1000
 

@@ -7,12 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-KINDS = ("text", "image", "structure")
-"""What a token is; its place here is its value in `token_kinds`."""
-TEXT, IMAGE, STRUCTURE = range(3)
-PADDING = -1
-"""Value of `token_kinds` where there is no token."""
-
 
 class Piece(NamedTuple):
     """Text, a picture, or tokens of the layout or a chat template."""
