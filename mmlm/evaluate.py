@@ -35,7 +35,7 @@ def _default_measures() -> list[Any]:
 
 
 @dataclass(kw_only=True)
-class EvaluationRecipe(Section):
+class LMEvaluationRecipe(Section):
     """What is measured, and on which pictures."""
 
     renamed: ClassVar[Mapping[str, str | None]] = {"output_dir": "output"}
@@ -74,7 +74,7 @@ class EvaluationRecipe(Section):
 
 
 @dataclass
-class Evaluation:
+class EvaluationReport:
     """Result of `evaluate`; written to evaluation.json. The first six are those of the measure `drawing`."""
 
     generated: Accuracy | None = None
@@ -107,7 +107,7 @@ def evaluate(
     output_dir: str | os.PathLike[str] | None = None,
     measures: Sequence[str | Mapping[str, Any] | MeasureConfig] = (DRAWING,),
     **settings: Any,
-) -> Evaluation:
+) -> EvaluationReport:
     """Measure a merged model; by default, draw training captions and look the drawings up among the training pictures.
 
     Args:
@@ -117,7 +117,7 @@ def evaluate(
         seed: of the drawings.
         output_dir: where evaluation.json and the sheets go; the model's folder by default.
         measures: parts of `mmlm.measures`: names, sections or configs.
-        **settings: further fields of `EvaluationRecipe`.
+        **settings: further fields of `LMEvaluationRecipe`.
 
     Raises:
         DataSourceError: no pictures with captions.
@@ -126,7 +126,7 @@ def evaluate(
         ConfigError: no such measure, or a wrong field of one.
         MissingWeightsError: a network that a measure looks through is not on this machine.
     """
-    recipe = EvaluationRecipe(
+    recipe = LMEvaluationRecipe(
         model=os.fspath(model_dir),
         data=SourceConfig.family.config(source),
         output=os.fspath(model_dir if output_dir is None else output_dir),
@@ -139,8 +139,8 @@ def evaluate(
 
 
 def evaluate_by_recipe(
-    recipe: EvaluationRecipe, show_progress: bool = False, report: Report | None = None
-) -> Evaluation:
+    recipe: LMEvaluationRecipe, show_progress: bool = False, report: Report | None = None
+) -> EvaluationReport:
     """Run `evaluate` as a recipe says, and write evaluation.json and the sheets to its `output`."""
     family = MeasureConfig.family
     measures: list[Measure] = [family.build(config) for config in family.configs(recipe.measures, "measures")]
@@ -163,7 +163,7 @@ def evaluate_by_recipe(
         found[name] = measure.measure(subject)
         if report is not None:
             report(name, found[name])
-    result = Evaluation(
+    result = EvaluationReport(
         measures={name: one.values for name, one in found.items() if name != DRAWING},
         protocol={
             "network": NETWORK,
@@ -183,14 +183,14 @@ def evaluate_by_recipe(
     return result
 
 
-def _plain(recipe: EvaluationRecipe) -> dict[str, Any]:
+def _plain(recipe: LMEvaluationRecipe) -> dict[str, Any]:
     return {
         **{key: value for key, value in vars(recipe).items() if key not in ("data", "measures")},
         "data": recipe.data.to_dict(),
     }
 
 
-def _write(result: Evaluation, found: list[Findings], recipe: EvaluationRecipe) -> None:
+def _write(result: EvaluationReport, found: list[Findings], recipe: LMEvaluationRecipe) -> None:
     folder = Path(recipe.output)
     for name, sheet in [item for one in found for item in one.sheets.items()]:
         save_picture(sheet, folder / f"{name}.png")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from mmlm.merging.embeddings import embedding_table, output_head
+from mmlm.models.embeddings import embedding_table, output_head
 from mmlm.vocabulary import VisualVocabulary
 from visual_tokenizer import VisualTokenizer
 from visual_tokenizer.errors import UserError

@@ -10,6 +10,12 @@ from torch import Tensor
 
 from visual_tokenizer.errors import IndexOutOfRangeError, UserError
 
+KINDS = ("text", "image", "structure")
+"""What a token is; its place here is its value in `token_kinds`."""
+TEXT, IMAGE, STRUCTURE = range(3)
+PADDING = -1
+"""Value of `token_kinds` where there is no token."""
+
 
 class VisualVocabulary:
     """A bijection between (codebook, index) and token id.

@@ -16,10 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from visual_tokenizer.data.batches import DataSection, PictureSet
+from visual_tokenizer.data.batches import DataSection, PictureSet, with_data_of_model
 from visual_tokenizer.data.sources.base import SourceConfig, Split
 from visual_tokenizer.errors import UserError, program
-from visual_tokenizer.evaluate import with_data_of_model
 from visual_tokenizer.evaluation.diagnosis import CodebookReport, diagnose
 from visual_tokenizer.evaluation.plots import plot_diagnosis
 from visual_tokenizer.fields.ranges import Section

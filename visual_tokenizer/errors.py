@@ -25,6 +25,10 @@ class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user named is not there."""
 
 
+class MissingWeightsError(MissingFileError):
+    """The weights of a frozen network are not on this machine; the message says what to install."""
+
+
 class IndexOutOfRangeError(UserError, IndexError):
     """An index is negative, or not below the size of the codebook or vocabulary."""
 

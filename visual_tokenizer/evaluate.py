@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge
 
 from visual_tokenizer.backbones.base import frames_as_pictures
-from visual_tokenizer.data.batches import DataSection, PictureSet
+from visual_tokenizer.data.batches import DataSection, PictureSet, with_data_of_model
 from visual_tokenizer.data.sources.base import SourceConfig, Split
 from visual_tokenizer.errors import UserError, program
 from visual_tokenizer.evaluation.code_gallery import gallery_page
@@ -21,11 +21,10 @@ from visual_tokenizer.evaluation.meaning import MeasuredPictures, measure_semant
 from visual_tokenizer.evaluation.meaning_recipe import SemanticSection, with_semantic
 from visual_tokenizer.evaluation.plots import reconstruction_grid, save_picture
 from visual_tokenizer.evaluation.reconstruction import measure_reconstruction, reconstruct, token_bits
-from visual_tokenizer.fields.decoding import decode_config
 from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.metrics.base import MetricConfig
 from visual_tokenizer.modeling import VisualTokenizer
-from visual_tokenizer.recipe import parse_arguments, provenance, read_yaml
+from visual_tokenizer.recipe import parse_arguments, provenance
 from visual_tokenizer.runs.files import save_text
 from visual_tokenizer.runs.processes import build_accelerator, on_first_process
 
@@ -51,7 +50,7 @@ Examples:
 
 
 @dataclass(kw_only=True)
-class EvaluationRecipe(Section):
+class TokenizerEvaluationRecipe(Section):
     """What is measured, on what."""
 
     model: str
@@ -98,7 +97,7 @@ class EvaluationRecipe(Section):
             raise UserError(f"output must name a file, because the model {self.model!r} is not a directory here")
 
 
-def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
+def evaluate(recipe: TokenizerEvaluationRecipe) -> dict[str, Any]:
     """Measure, write the JSON file and the grid, and return what the file holds.
 
     Raises:
@@ -179,25 +178,6 @@ def evaluate(recipe: EvaluationRecipe) -> dict[str, Any]:
     return report
 
 
-def with_data_of_model(arguments: Sequence[str]) -> list[str]:
-    """Put the `data` of the recipe.yaml beside the weights before the arguments, which override it."""
-    words = list(arguments)
-    model = None
-    for index, word in enumerate(words):
-        name, is_one_word, value = word.partition("=")
-        if name == "--model":
-            model = value if is_one_word else "".join(words[index + 1 : index + 2])
-    recipe = Path(model or "") / "recipe.yaml"
-    if model is None or not recipe.is_file():
-        return words
-    data = read_yaml(recipe).get("data") or {}
-    if isinstance(data, dict):
-        data.pop("batch_size", None)  # of the training, where older recipes have it
-    if not any(word.startswith("--data") for word in words):
-        decode_config(EvaluationRecipe, {"model": model, "output": model, "data": data}, where=str(recipe))
-    return [f"--data={json.dumps(data)}", *words]
-
-
 @program(PROGRAM)
 def main(arguments: Sequence[str]) -> int:
     """Evaluate by the command line's arguments; return 0, or 2 where the user has to put something right."""
@@ -206,7 +186,7 @@ def main(arguments: Sequence[str]) -> int:
         print(compare(parse_arguments(ComparisonRecipe, words, program=PROGRAM, about=ABOUT)))
     else:
         words = with_semantic(with_data_of_model(words))
-        recipe = parse_arguments(EvaluationRecipe, words, program=PROGRAM, about=ABOUT)
+        recipe = parse_arguments(TokenizerEvaluationRecipe, words, program=PROGRAM, about=ABOUT)
         evaluate(recipe)
     return 0
 

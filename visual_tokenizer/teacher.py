@@ -19,9 +19,9 @@ from visual_tokenizer.backbones.base import (
     require_pictures,
     resize_shorter_side,
 )
-from visual_tokenizer.data.feature_cache import FeatureCache, keys_digest
 from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.feature_cache import FeatureCache, keys_digest
 
 DEFAULT = "efficientnet_lite0"
 

@@ -12,14 +12,14 @@ from annotated_types import Ge, Gt, Interval
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mmlm.backbones.base import Backbone, BackboneConfig
+from mmlm.backbones.base import LMBackbone, LMBackboneConfig
 from mmlm.text_tokenizer import train_text_tokenizer
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig, Split
 from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
-class ScratchConfig(BackboneConfig):
+class ScratchConfig(LMBackboneConfig):
     """Shape of a model with random weights, and the captions that its text tokenizer learns from."""
 
     hidden_size: Annotated[int, Ge(1)] = 384
@@ -55,7 +55,7 @@ class ScratchConfig(BackboneConfig):
             raise UserError(f"kv_heads must divide heads = {self.heads}, got {self.kv_heads}")
 
 
-class ScratchBackbone(Backbone):
+class ScratchBackbone(LMBackbone):
     """A model with random weights, for small experiments whose text is captions alone."""
 
     def build(self, **shape: Any) -> PreTrainedModel:

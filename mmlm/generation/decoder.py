@@ -25,7 +25,7 @@ _is_plain: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionar
 _compiled: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
 
-class Decoder:
+class CachedDecoder:
     """Sequences in lockstep: all rows get the same number of tokens at each step.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmlm.generation.decoder import Decoder
+from mmlm.generation.decoder import CachedDecoder
 from mmlm.generation.guidance import Guidance
 from mmlm.generation.prompts import Prompt
 from mmlm.generation.sampling import RowSampler
@@ -45,7 +45,7 @@ def draw_pictures(
         sampler: with B rows.
         after_step: called after each visual token with the number of the body's tokens so far, fixed ones too, and
             the visual ids (B, n) so far.
-        compile: see `Decoder`.
+        compile: see `CachedDecoder`.
 
     Raises:
         UserError: the model has too few positions.
@@ -56,7 +56,7 @@ def draw_pictures(
     contexts = zip(*(guidance.contexts(prompt) for prompt in prompts), strict=True)
     rows = [prompt.ids(layout, header) for context in contexts for prompt in context]
     copies = len(rows) // len(prompts)
-    decoder = Decoder(model, rows, steps, layout.eos_id, compile=compile)
+    decoder = CachedDecoder(model, rows, steps, layout.eos_id, compile=compile)
     books = codebook_ids(layout.vocabulary)
     on_device = [ids.to(decoder.device) for ids in books]
     drawn = torch.empty(len(prompts), sum(slot < 0 for slot in slots), dtype=torch.int64, device=decoder.device)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mmlm.generation.block_grammar import BlockGrammar
 from mmlm.generation.constraints import slot_ids
-from mmlm.generation.decoder import Decoder
+from mmlm.generation.decoder import CachedDecoder
 from mmlm.generation.guidance import Guidance, choose_guidance
 from mmlm.generation.loop import evaluation_mode, most_positions
 from mmlm.generation.previews import OnRows, preview_images, steps_of_rows
@@ -181,7 +181,7 @@ class _Writer:
             raise UserError(f"the prompt has {len(ids)} tokens, and the model {limit} positions: no room is left")
         self.name, self.seed, self.steps = prompt.name, seed, self.room
         self.count = 0
-        self._decoder: Decoder | None = None
+        self._decoder: CachedDecoder | None = None
         self.prompt_ids = ids
         self._pending: list[int] = []
         self._shown = ""
@@ -192,10 +192,10 @@ class _Writer:
         uniforms = row_uniforms(self.seed, self.name, 0, self.steps)[None].to(self.model.device)
         return RowSampler(uniforms, 0, sampling)
 
-    def _current(self) -> Decoder:
+    def _current(self) -> CachedDecoder:
         """Return the decoder after all tokens so far."""
         if self._decoder is None:
-            self._decoder = Decoder(self.model, [self.prompt_ids], self.steps, self.layout.eos_id)
+            self._decoder = CachedDecoder(self.model, [self.prompt_ids], self.steps, self.layout.eos_id)
         if self._pending:
             self._decoder.feed(torch.tensor([self._pending], device=self._decoder.device))
             self._pending = []
@@ -239,7 +239,7 @@ class _Writer:
             decoder, fed = self._current(), 0
         else:
             rows = [prompt.ids(self.layout, drawn) for prompt in prompts]
-            decoder, fed = Decoder(self.model, rows, self.room - 1, self.layout.eos_id), 1
+            decoder, fed = CachedDecoder(self.model, rows, self.room - 1, self.layout.eos_id), 1
         show = None if on_rows is None else _Previews(self.processor, grammar, on_rows, number)
         allowed: dict[tuple[int, ...], Tensor] = {}
         while slots := grammar.slots(place):

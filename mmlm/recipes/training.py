@@ -19,7 +19,7 @@ from visual_tokenizer.runs.section import RunSection
 
 
 @dataclass(kw_only=True)
-class DataSection(Section):
+class LMDataSection(Section):
     """Which pairs of caption and picture, or documents, and how they become sequences."""
 
     source: SourceConfig | None = None
@@ -93,7 +93,7 @@ class LossSection(Section):
 
 
 @dataclass(kw_only=True)
-class OptimizerSection(Section):
+class LMOptimizerSection(Section):
     """AdamW and its schedule."""
 
     renamed: ClassVar[Mapping[str, str | None]] = {
@@ -137,7 +137,7 @@ class OptimizerSection(Section):
 
 
 @dataclass(kw_only=True)
-class TrainingSection(RunSection):
+class LMTrainingSection(RunSection):
     """Length, precision, what is written when, and resuming."""
 
     max_steps: Annotated[int, Ge(1)] | None = None
@@ -222,13 +222,13 @@ class LMRecipe(Section):
     """Folder of the merged model: language model, text tokenizer and visual tokenizer."""
     output_dir: str
     """Folder of the run; the trained model goes to its subfolder final/."""
-    data: DataSection
+    data: LMDataSection
     """Pairs or documents, and sequences."""
     loss: LossSection = field(default_factory=LossSection)
     """What counts how much."""
-    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    optimizer: LMOptimizerSection = field(default_factory=LMOptimizerSection)
     """AdamW and schedule."""
-    training: TrainingSection
+    training: LMTrainingSection
     """Length, precision, logs, checkpoints."""
     sampling: SamplingSection = field(default_factory=SamplingSection)
     """Pictures drawn while training."""

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from mmlm.data.piece import IMAGE, KINDS, STRUCTURE, TEXT
 from mmlm.generation.loop import evaluation_mode
 from mmlm.layouts.base import Layout
 from mmlm.losses.cross_entropy import IGNORED_LABEL, logits_cross_entropy
 from mmlm.losses.head_loss import HeadLoss
+from mmlm.vocabulary import IMAGE, KINDS, STRUCTURE, TEXT
 from visual_tokenizer.errors import UserError
 
 

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from mmlm.serve.body_limit import BodyLimit
 from mmlm.serve.conversation import conversation
-from mmlm.serve.engine import Drawing, Drawn, Engine, Event, Failed, Finished, Talk
+from mmlm.serve.engine import DrawingJob, Drawn, Engine, Event, Failed, Finished, Talk
 from mmlm.serve.errors import RequestError, error_body
 from mmlm.serve.pictures import data_address, png_base64, read_picture
 from mmlm.serve.requests import Body, ChatRequest, ImageRequest
@@ -126,7 +126,7 @@ def _check_model(body: Body, name: str) -> None:
         )
 
 
-def _drawing(body: ImageRequest, engine: Engine) -> Drawing:
+def _drawing(body: ImageRequest, engine: Engine) -> DrawingJob:
     limits, processor = engine.limits, engine.processor
     if body.n > limits.images_per_request:
         raise RequestError(f"n may be at most {limits.images_per_request}, got {body.n}", param="n")
@@ -153,7 +153,7 @@ def _drawing(body: ImageRequest, engine: Engine) -> Drawing:
         except ValueError as error:
             raise RequestError(f"this model cannot draw {body.size}: {error}", param="size") from error
     prompt = [*given, body.prompt] if given else body.prompt
-    return Drawing(emit=_nowhere, prompt=prompt, count=body.n, seed=body.seed, grid=grid, sampling=sampling)
+    return DrawingJob(emit=_nowhere, prompt=prompt, count=body.n, seed=body.seed, grid=grid, sampling=sampling)
 
 
 def _talk(body: ChatRequest, engine: Engine) -> Talk:
@@ -180,7 +180,7 @@ def _nowhere(_: Event) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _events(engine: Engine, request: Drawing | Talk) -> AsyncIterator[AsyncIterator[Event]]:
+async def _events(engine: Engine, request: DrawingJob | Talk) -> AsyncIterator[AsyncIterator[Event]]:
     """Submit a request and hand over its events; whoever leaves early cancels it.
 
     Raises:

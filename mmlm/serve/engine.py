@@ -37,7 +37,7 @@ class Drawn(NamedTuple):
 
     image: Image.Image
     indices: Tensor | None
-    """Its visual indices, of `Drawing`s."""
+    """Its visual indices, of `DrawingJob`s."""
 
 
 class Failed(NamedTuple):
@@ -68,7 +68,7 @@ class Request:
 
 
 @dataclass(kw_only=True, eq=False)
-class Drawing(Request):
+class DrawingJob(Request):
     """Pictures of one prompt."""
 
     prompt: Any
@@ -107,7 +107,7 @@ class Engine:
     def __init__(self, model: PreTrainedModel, processor: MultimodalProcessor, limits: Limits) -> None:
         processor.check_model(model)
         self.model, self.processor, self.limits = model, processor, limits
-        self._waiting: deque[Drawing | Talk] = deque()
+        self._waiting: deque[DrawingJob | Talk] = deque()
         self._changed = threading.Condition()
         self._is_open = True
         self._thread = threading.Thread(target=self._work, name="mmlm-engine", daemon=True)
@@ -126,7 +126,7 @@ class Engine:
         """Number of requests that have not begun."""
         return len(self._waiting)
 
-    def submit(self, request: Drawing | Talk) -> None:
+    def submit(self, request: DrawingJob | Talk) -> None:
         """Queue a request.
 
         Raises:
@@ -152,7 +152,7 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    def _next(self) -> list[Drawing | Talk]:
+    def _next(self) -> list[DrawingJob | Talk]:
         """Wait for the next request and return it with all that can share its batch; nothing when it is closed."""
         with self._changed:
             while self._is_open and not self._waiting:
@@ -160,11 +160,11 @@ class Engine:
             if not self._waiting:
                 return []
             first = self._waiting.popleft()
-            batch: list[Drawing | Talk] = [first]
-            if isinstance(first, Drawing):
+            batch: list[DrawingJob | Talk] = [first]
+            if isinstance(first, DrawingJob):
                 pictures = first.count
                 for other in list(self._waiting):
-                    if isinstance(other, Drawing) and other.key == first.key:
+                    if isinstance(other, DrawingJob) and other.key == first.key:
                         if pictures + other.count > self.limits.batch_size:
                             break
                         batch.append(other)
@@ -179,10 +179,10 @@ class Engine:
                 for request in batch:  # one of them may be to blame
                     self._try([request])
 
-    def _try(self, batch: list[Drawing | Talk]) -> bool:
+    def _try(self, batch: list[DrawingJob | Talk]) -> bool:
         """Serve a batch and return whether it went well; a request that is alone is told of its error."""
         try:
-            drawings = [request for request in batch if isinstance(request, Drawing)]
+            drawings = [request for request in batch if isinstance(request, DrawingJob)]
             if drawings:
                 self._draw(drawings)
             for request in batch:
@@ -196,7 +196,7 @@ class Engine:
             return False
         return True
 
-    def _draw(self, requests: list[Drawing]) -> None:
+    def _draw(self, requests: list[DrawingJob]) -> None:
         owners = [request for request in requests for _ in range(request.count)]
         firsts = {id(request): owners.index(request) for request in requests}
 

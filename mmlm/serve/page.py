@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmlm.recipes.sampling import PictureSampling
-from mmlm.serve.engine import Drawing, Drawn, Engine, Event, Failed, Finished, Rows
+from mmlm.serve.engine import DrawingJob, Drawn, Engine, Event, Failed, Finished, Rows
 from mmlm.serve.errors import RequestError
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported: it asks the network
@@ -50,7 +50,7 @@ def draw(
 ) -> Iterator[tuple[Image.Image, Image.Image | None, list[list[int]] | None]]:
     """Yield the picture as its rows appear, at last with the map and the table of its tokens."""
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    request = Drawing(
+    request = DrawingJob(
         emit=events.put,
         prompt=prompt[: engine.limits.prompt_characters],
         seed=int(seed),

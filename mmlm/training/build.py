@@ -1,4 +1,4 @@
-"""TODO."""
+"""A recipe becomes data, model and trainer, and is run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from peft import prepare_model_for_kbit_training
 from torch.utils.data import Dataset
 from transformers import TrainingArguments, set_seed
 
-from mmlm.backbones.gguf import load_causal_lm
 from mmlm.data.collating import SequenceCollator
 from mmlm.data.packing import PackedSequences
 from mmlm.data.sets import heldout_sequences, place_codec, training_sequences
+from mmlm.models.loading import load_causal_lm
 from mmlm.processing import MultimodalProcessor
 from mmlm.recipes.training import LMRecipe
 from mmlm.training.export import save_final

@@ -11,8 +11,8 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from mmlm.backbones.gguf import load_causal_lm
 from mmlm.layouts.base import Layout
+from mmlm.models.loading import load_causal_lm
 from mmlm.recipes.training import LoraSection
 from visual_tokenizer.registry import ConfigError
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from mmlm.data.piece import PADDING
 from mmlm.losses.cross_entropy import IGNORED_LABEL
 from mmlm.losses.head_loss import HeadLoss
 from mmlm.losses.modality_loss import ModalityMeter, TokenWeights, shift_left
@@ -24,6 +23,7 @@ from mmlm.training.model_flops import ModelFlops
 from mmlm.training.output_norms import OutputNorms
 from mmlm.training.resharding import checkpoint_facts, part_step_counts, prepare_checkpoint
 from mmlm.training.samples import loss_curve
+from mmlm.vocabulary import PADDING
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.hf_training.stopping import let_workers_live
 from visual_tokenizer.hf_training.trainer import RunTrainer

@@ -11,7 +11,7 @@ from transformers import BeitForMaskedImageModeling
 
 import visual_tokenizer
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
-from visual_tokenizer.pretrain import pretrain
+from visual_tokenizer.pretraining.build import pretrain
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.recipe import read_recipe
 from visual_tokenizer.runs.folder import StepLog

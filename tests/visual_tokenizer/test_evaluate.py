@@ -13,7 +13,7 @@ from PIL import Image
 
 import visual_tokenizer
 from visual_tokenizer import VisualTokenizer, VisualTokenizerConfig, evaluate
-from visual_tokenizer.data.batches import DataSection, PictureSet
+from visual_tokenizer.data.batches import DataSection, PictureSet, with_data_of_model
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.evaluation.reconstruction import (
     bits_per_picture,
@@ -199,9 +199,9 @@ def test_errors_end_in_one_line(model, words, message, capsys):
 
 
 def test_the_pictures_come_from_the_recipe_unless_told_otherwise(model, tiny_recipe):
-    words = evaluate.with_data_of_model(["--model", str(model), "--data.num_workers", "7"])
-    parsed = evaluate.parse_arguments(evaluate.EvaluationRecipe, words, program="evaluate", about="")
+    words = with_data_of_model(["--model", str(model), "--data.num_workers", "7"])
+    parsed = evaluate.parse_arguments(evaluate.TokenizerEvaluationRecipe, words, program="evaluate", about="")
     assert parsed.data.source == tiny_recipe().data.source
     assert parsed.data.num_workers == 7
-    assert evaluate.with_data_of_model(["--model", "nowhere"]) == ["--model", "nowhere"]
+    assert with_data_of_model(["--model", "nowhere"]) == ["--model", "nowhere"]
     assert isinstance(parsed.data, DataSection)

@@ -19,10 +19,10 @@ from transformers import ViTConfig, ViTModel
 import visual_tokenizer
 from visual_tokenizer.backbones.base import load_backbone
 from visual_tokenizer.backbones.efficientnet_lite0 import EfficientNetLite0
-from visual_tokenizer.data.feature_cache import FeatureCache, keys_digest
 from visual_tokenizer.data.sources.base import DataSourceError
 from visual_tokenizer.losses.base import LossConfig
 from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.runs.feature_cache import FeatureCache, keys_digest
 from visual_tokenizer.teacher import Teacher, TeacherSection
 from visual_tokenizer.training.objective import build_losses
 from visual_tokenizer.training.trainer import TokenizerTrainer

@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visual_tokenizer.errors import MissingFileError, UserError
+from visual_tokenizer.errors import MissingWeightsError as MissingWeightsError
+from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import Family, PartConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class MissingWeightsError(MissingFileError):
-    """The weights of a frozen network are not on this machine; the message says what to install."""
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from visual_tokenizer.convert.reading import read_weights
-from visual_tokenizer.convert.sources.base import Source, SourceConfig
+from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.quantizers.base import Quantizer
@@ -19,14 +19,14 @@ class MissingDecoderWarning(UserWarning):
     """The weights hold no decoder, so the tokenizer encodes only."""
 
 
-def build_source(source: str, **fields: Any) -> Source:
+def build_source(source: str, **fields: Any) -> PublishedSource:
     """Return the source of that name.
 
     Raises:
         UnknownPartError: no source of that name; the message lists what there is.
         ConfigError: a field that the source doesn't have, or a wrong value.
     """
-    built: Source = SourceConfig.family.build({"type": source, **fields})
+    built: PublishedSource = PublishedSourceConfig.family.build({"type": source, **fields})
     return built
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from visual_tokenizer.convert.sources.base import Source
+from visual_tokenizer.convert.sources.base import PublishedSource
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.processing import VisualTokenizerImageProcessor
 from visual_tokenizer.runs.files import whole_folder
@@ -44,7 +44,7 @@ out, values scaled to [-1, 1].
 """
 
 
-def write_tokenizer(tokenizer: VisualTokenizer, source: Source, folder: Path) -> None:
+def write_tokenizer(tokenizer: VisualTokenizer, source: PublishedSource, folder: Path) -> None:
     """Write what `VisualTokenizer.from_pretrained` loads, the published preprocessing, and a model card."""
     size = tokenizer.config.image_size
     processor = VisualTokenizerImageProcessor(size={"height": size, "width": size}, resample=source.resample)
@@ -54,7 +54,7 @@ def write_tokenizer(tokenizer: VisualTokenizer, source: Source, folder: Path) ->
         conversion_card(tokenizer, source).save(unfinished / "README.md")
 
 
-def conversion_card(tokenizer: VisualTokenizer, source: Source) -> ModelCard:
+def conversion_card(tokenizer: VisualTokenizer, source: PublishedSource) -> ModelCard:
     """Describe converted weights."""
     config, grid = tokenizer.config, tokenizer.token_grid()
     has_decoder = config.decoder["type"] != "absent"

@@ -8,8 +8,10 @@ are read again, but not decoded.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import datasets
@@ -21,7 +23,9 @@ from visual_tokenizer.data.loading import EpochSampler, PixelDataset, SampleKey,
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 from visual_tokenizer.data.streaming import StreamCollator, StreamedRows
 from visual_tokenizer.data.transforms import TransformConfig
+from visual_tokenizer.fields.decoding import decode_config
 from visual_tokenizer.fields.ranges import Section
+from visual_tokenizer.recipe import read_yaml
 from visual_tokenizer.runs.processes import leave_signals
 
 
@@ -259,3 +263,22 @@ class StreamPart(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for row in itertools.islice(self.rows, *self.bounds):
             yield {**row, "epoch": 0}
+
+
+def with_data_of_model(arguments: Sequence[str]) -> list[str]:
+    """Put the `data` of the recipe.yaml beside the weights before the arguments, which override it."""
+    words = list(arguments)
+    model = None
+    for index, word in enumerate(words):
+        name, is_one_word, value = word.partition("=")
+        if name == "--model":
+            model = value if is_one_word else "".join(words[index + 1 : index + 2])
+    recipe = Path(model or "") / "recipe.yaml"
+    if model is None or not recipe.is_file():
+        return words
+    data = read_yaml(recipe).get("data") or {}
+    if isinstance(data, dict):
+        data.pop("batch_size", None)  # of the training, where older recipes have it
+    if not any(word.startswith("--data") for word in words):
+        decode_config(DataSection, data, where=f"{recipe}: data")
+    return [f"--data={json.dumps(data)}", *words]

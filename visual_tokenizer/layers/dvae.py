@@ -43,7 +43,7 @@ def convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Con
     return conv
 
 
-class Block(nn.Module):
+class DVAEBlock(nn.Module):
     """Four times ReLU and convolution, a quarter as wide inside, with a small gain beside a (projected) identity.
 
     Args:
@@ -76,7 +76,7 @@ def group(
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for number in range(1, shape.blocks_per_group + 1):
         entering = in_channels if number == 1 else out_channels
-        parts[f"block_{number}"] = Block(
+        parts[f"block_{number}"] = DVAEBlock(
             entering, out_channels, kernel_sizes=kernel_sizes, layers=GROUPS * shape.blocks_per_group
         )
     if resize is not None:

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from visual_tokenizer.backbones.base import MissingWeightsError
-from visual_tokenizer.errors import UserError
+from visual_tokenizer.errors import MissingWeightsError, UserError
 from visual_tokenizer.runs.files import file_sha256
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +15,20 @@ from transformers import BeitForMaskedImageModeling
 
 from visual_tokenizer.data.batches import PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig
+from visual_tokenizer.evaluation.plots import save_picture
+from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.pretraining.batches import HeldoutPictures
 from visual_tokenizer.pretraining.beit import build_beit
+from visual_tokenizer.pretraining.export import TOKENIZER_NAME
 from visual_tokenizer.pretraining.feature_probe import default_layers, labelled_features, probe
+from visual_tokenizer.pretraining.masked_pictures import grid_of_rows, prediction_rows
 from visual_tokenizer.pretraining.masking import BlockMasking
 from visual_tokenizer.pretraining.objective import MaskedTokenMeter
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.pretraining.targets import TokenTargets
+from visual_tokenizer.recipe import provenance
+from visual_tokenizer.runs.files import save_text
+from visual_tokenizer.runs.saved_models import load_whole
 
 
 def masking_of(recipe: PretrainingRecipe) -> BlockMasking:
@@ -94,3 +103,36 @@ def table(values: dict[str, Any]) -> str:
         f"{name:<20} {values[f'knn_accuracy_{name}']:>8.1%} {values[f'linear_accuracy_{name}']:>8.1%}" for name in names
     ]
     return "\n".join([f"{'features':<20} {'kNN':>8} {'linear':>8}", *rows, f"{'chance':<20} {values['chance']:>8.1%}"])
+
+
+def measure(folder: Path, recipe: PretrainingRecipe, output: Path) -> dict[str, Any]:
+    """Measure a saved model, write the JSON file and the grid, and return what the file holds.
+
+    Raises:
+        UserError: the source has no labels of the recipe's `probe.label_column`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    load = BeitForMaskedImageModeling.from_pretrained
+    model, _ = load_whole(load, folder, "pre-trained model", model_type="beit", dtype=torch.float32)
+    torch.nn.Module.to(model, device)
+    tokenizer = VisualTokenizer.from_pretrained(folder / TOKENIZER_NAME, dtype=torch.float32)
+    torch.nn.Module.to(tokenizer, device)
+    targets = TokenTargets(tokenizer, recipe.tokenizer_image_size or tokenizer.config.image_size)
+    pictures = pictures_of(recipe, "heldout", recipe.training.max_evaluation_pictures)
+    heldout = HeldoutPictures(pictures, masking_of(recipe))
+    values = measure_masked_tokens(model, targets, heldout, device)
+    if recipe.probe.label_column is not None:
+        values |= measure_features(model, recipe, device)
+    report = {"model": str(folder), "metrics": values, "label_column": recipe.probe.label_column, **provenance()}
+    save_text(json.dumps(report, indent=1) + "\n", output)
+    pixels, mask = (part.to(device) for part in heldout.spread(recipe.training.sample_pictures))
+    rows = prediction_rows(model, targets, pixels, mask, recipe.patch_grid)
+    save_picture(grid_of_rows(rows), output.with_suffix(".png"))
+    return report
+
+
+def show(values: dict[str, float]) -> None:
+    """Print what was measured."""
+    print(f"masked tokens: {values['masked_accuracy']:.1%} right, {values['masked_loss']:.3f} nats")
+    if "chance" in values:
+        print(table(values))

@@ -19,7 +19,7 @@ from accelerate.utils import (
 )
 
 from visual_tokenizer.errors import FirstProcessError
-from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.fields.decoding import ConfigError
 
 Result = TypeVar("Result")
 

@@ -117,7 +117,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-class Evaluation(Callback):
+class HeldoutEvaluation(Callback):
     """PSNR, SSIM and codebook usage on the held-out pictures, in log.jsonl as `heldout/…`."""
 
     def on_start(self, trainer: TokenizerTrainer) -> None:

@@ -30,7 +30,15 @@ from visual_tokenizer.runs.random_state import random_state, restore_random_stat
 from visual_tokenizer.runs.section import RESUME_AUTO, RESUME_NEVER
 from visual_tokenizer.teacher import Teacher
 from visual_tokenizer.training.adversarial import AdversarialTraining
-from visual_tokenizer.training.callbacks import Callback, Checkpoints, Doctor, Evaluation, Logging, MeanMeter, Samples
+from visual_tokenizer.training.callbacks import (
+    Callback,
+    Checkpoints,
+    Doctor,
+    HeldoutEvaluation,
+    Logging,
+    MeanMeter,
+    Samples,
+)
 from visual_tokenizer.training.export import export_tokenizer
 from visual_tokenizer.training.fine_tuning import copy_proxy, freeze_parts, load_weights
 from visual_tokenizer.training.memory import channels_last, checkpoint_blocks, lay_out_channels_last
@@ -70,7 +78,7 @@ class TokenizerTrainer:
         )
         # Before anything is read or written: what is missing is to be said at once.
         self.teacher = None if recipe.teacher is None else Teacher(recipe.teacher)
-        self.callbacks: list[Callback] = [Logging(), Evaluation(), Samples(), Doctor(), Checkpoints()]
+        self.callbacks: list[Callback] = [Logging(), HeldoutEvaluation(), Samples(), Doctor(), Checkpoints()]
         self.meter = MeanMeter()
         self.step = 0
         self.saved_step = -1

@@ -15,7 +15,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from mmlm.backbones.base import BackboneConfig, load_published_lm
+from mmlm.backbones.base import LMBackboneConfig, load_published_lm
 from mmlm.generation.images import generate_indices
 from mmlm.merging.folder import load_merged
 from mmlm.merging.recipe import MergeRecipe, merge_by_recipe
@@ -184,14 +184,14 @@ def test_emu3_clips_go_through_the_processor(emu3) -> None:
 def test_a_folder_becomes_a_merged_models_folder(whole_emu3, emu3_tokenizer, tmp_path) -> None:
     whole_emu3.save_pretrained(tmp_path / "published")
     emu3_tokenizer.save_pretrained(tmp_path / "published")
-    section = BackboneConfig.family.config({"type": "emu3", "path": str(tmp_path / "published")})
+    section = LMBackboneConfig.family.config({"type": "emu3", "path": str(tmp_path / "published")})
     recipe = MergeRecipe(language_model=section, output=str(tmp_path / "out"))
     model, processor = load_merged(merge_by_recipe(recipe), device="cpu")
     ids = ids_of(processor)
     with torch.no_grad():
         assert torch.equal(model(ids).logits, whole_emu3(ids).logits)
     assert json.loads((tmp_path / "out/config.json").read_text())["model_type"] == "llama"
-    text_only, _ = BackboneConfig.family.build(section).load()
+    text_only, _ = LMBackboneConfig.family.build(section).load()
     assert type(text_only) is LlamaForCausalLM
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from mmlm.backbones.base import BackboneConfig
+from mmlm.backbones.base import LMBackboneConfig
 from mmlm.merging.merge import merge_vocabulary
 from mmlm.merging.strip import strip_vocabulary
 
@@ -25,7 +25,7 @@ def captioned(tmp_path_factory, captions) -> dict[str, str]:
 
 
 def load(captioned, **section):
-    return BackboneConfig.family.build({**SMALL, "captions": captioned, **section}).load()
+    return LMBackboneConfig.family.build({**SMALL, "captions": captioned, **section}).load()
 
 
 @pytest.mark.parametrize(

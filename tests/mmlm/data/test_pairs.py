@@ -11,13 +11,12 @@ import torch
 from mmlm.data.collating import SequenceCollator
 from mmlm.data.document_sequences import DocumentSequences
 from mmlm.data.pair_shards import PairRows, encode_captions
-from mmlm.data.piece import IMAGE, STRUCTURE, TEXT
 from mmlm.data.shards import ShardError
 from mmlm.documents.pictures import Pictures, PicturesConfig
 from mmlm.layouts.base import Layout, LayoutConfig
 from mmlm.merging.merge import merge_vocabulary
 from mmlm.processing import MultimodalProcessor
-from mmlm.vocabulary import VisualVocabulary
+from mmlm.vocabulary import IMAGE, STRUCTURE, TEXT, VisualVocabulary
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.errors import UserError
 

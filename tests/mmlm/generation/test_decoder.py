@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from mmlm.generation.decoder import Decoder, plain_decoder
+from mmlm.generation.decoder import CachedDecoder, plain_decoder
 from mmlm.generation.images import generate_indices
 from mmlm.recipes.sampling import PictureSampling
 from visual_tokenizer.errors import UserError
@@ -39,7 +39,7 @@ def build(name: str, attention: str = "sdpa"):
 @torch.no_grad()
 def check_against_whole_passes(model, **options) -> None:
     """Compare the scores after each step with whole passes over each row by itself, all of the vocabulary."""
-    decoder = Decoder(model, PROMPTS, 4, pad_id=0, **options)
+    decoder = CachedDecoder(model, PROMPTS, 4, pad_id=0, **options)
     chosen = [torch.arange(10, 20), torch.tensor([3, 8, 40])]
     rows = [*PROMPTS]
     for step in [None, *STEPS]:
@@ -97,7 +97,7 @@ def test_compiled_pictures_are_the_same(merged):
 
 def test_only_the_chosen_rows_of_the_head_are_multiplied(monkeypatch):
     model = build("llama")
-    decoder = Decoder(model, PROMPTS, 4, pad_id=0)
+    decoder = CachedDecoder(model, PROMPTS, 4, pad_id=0)
     monkeypatch.setattr(model.lm_head, "forward", None)  # nobody calls the whole head
     decoder.feed(STEPS[0])
     ids = torch.arange(10, 20)
@@ -108,4 +108,4 @@ def test_only_the_chosen_rows_of_the_head_are_multiplied(monkeypatch):
 
 def test_too_long_a_sequence_is_refused():
     with pytest.raises(UserError, match="69 tokens, but the model has 64 positions"):
-        Decoder(build("llama"), PROMPTS, 64, pad_id=0)
+        CachedDecoder(build("llama"), PROMPTS, 64, pad_id=0)

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmlm.layouts.base import LayoutConfig
-from mmlm.merging.embeddings import row_statistics
 from mmlm.merging.merge import merge_vocabulary
 from mmlm.merging.strip import strip_vocabulary
+from mmlm.models.embeddings import row_statistics
 from visual_tokenizer.errors import UserError
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmlm.backbones.base import BackboneConfig
+from mmlm.backbones.base import LMBackboneConfig
 from mmlm.merging.folder import load_merged
 from mmlm.merging.recipe import MergeRecipe, merge_by_recipe
 from visual_tokenizer.data.sources.base import DataSourceError
@@ -32,7 +32,7 @@ def captioned(tmp_path, captions) -> dict[str, str]:
 
 
 def load(**section):
-    return BackboneConfig.family.build(section).load()
+    return LMBackboneConfig.family.build(section).load()
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("merge_*.yaml")), ids=lambda file: file.stem)

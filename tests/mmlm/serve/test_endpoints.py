@@ -13,7 +13,7 @@ from PIL import Image
 from mmlm.generation.images import generate_images
 from mmlm.generation.interleaved import generate_interleaved, join_pieces
 from mmlm.recipes.sampling import PictureSampling
-from mmlm.serve.engine import Drawing, Failed, Finished
+from mmlm.serve.engine import DrawingJob, Failed, Finished
 from mmlm.serve.pictures import data_address
 
 DRAW, CHAT = "/v1/images/generations", "/v1/chat/completions"
@@ -159,8 +159,8 @@ def test_a_body_of_unsaid_length_is_counted(client):
     assert "100000 bytes" in response.json()["error"]["message"]
 
 
-def drawing(emit, prompt="a red dog", seed=0, **settings) -> Drawing:
-    return Drawing(emit=emit, prompt=prompt, seed=seed, sampling=PictureSampling(**settings))
+def drawing(emit, prompt="a red dog", seed=0, **settings) -> DrawingJob:
+    return DrawingJob(emit=emit, prompt=prompt, seed=seed, sampling=PictureSampling(**settings))
 
 
 def test_waiting_requests_of_equal_settings_are_drawn_together(engine, merged, monkeypatch):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mmlm.data.piece import KINDS
 from mmlm.losses.modality_loss import shift_left
 from mmlm.recipes.training import LMRecipe
 from mmlm.training.build import build_trainer, load_processor, run_arguments
 from mmlm.training.output_norms import final_norm
+from mmlm.vocabulary import KINDS
 from visual_tokenizer.runs.folder import StepLog
 
 

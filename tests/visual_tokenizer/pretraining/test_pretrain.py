@@ -15,6 +15,8 @@ from transformers import AutoImageProcessor, BeitForMaskedImageModeling, BeitMod
 from visual_tokenizer import VisualTokenizer, pretrain, probe
 from visual_tokenizer.errors import Interrupted
 from visual_tokenizer.hf_training.stopping import StopAtStep
+from visual_tokenizer.pretraining import build
+from visual_tokenizer.pretraining.evaluation import pictures_of
 from visual_tokenizer.pretraining.targets import TokenTargets
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
@@ -32,11 +34,11 @@ def losses(folder):
 
 def test_a_run_that_goes_on_ends_as_an_unbroken_one(beit_recipe, tmp_path):
     settings = {"model__drop_path": 0.2, "data__transform": {"horizontal_flip": True, "crop": "random"}}
-    whole = pretrain.pretrain(beit_recipe(output_dir=str(tmp_path / "whole"), **settings))
+    whole = build.pretrain(beit_recipe(output_dir=str(tmp_path / "whole"), **settings))
     broken = beit_recipe(output_dir=str(tmp_path / "broken"), **settings)
-    args = pretrain.run_arguments(broken)
+    args = build.run_arguments(broken)
     tokenizer = VisualTokenizer.from_pretrained(broken.tokenizer)
-    trainer = pretrain.build_trainer(broken, tokenizer, args, 0)
+    trainer = build.build_trainer(broken, tokenizer, args, 0)
 
     def stop(step, number=3):
         if trainer.state.global_step == number:
@@ -51,7 +53,7 @@ def test_a_run_that_goes_on_ends_as_an_unbroken_one(beit_recipe, tmp_path):
     verify_manifest(half)
     (tmp_path / "broken" / "checkpoint-3").mkdir()  # what was being written
     torch.manual_seed(99)
-    final = pretrain.pretrain(broken)
+    final = build.pretrain(broken)
     expected, found = weights(whole), weights(final)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -65,7 +67,7 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_bit_for_bit(workers, 
     settings = {"training__checkpoint_every_steps": 100, "data__num_workers": workers}
     if workers:
         settings["data__cache_megabytes"] = 0
-    whole = pretrain.pretrain(beit_recipe(output_dir=str(tmp_path / "whole"), **settings))
+    whole = build.pretrain(beit_recipe(output_dir=str(tmp_path / "whole"), **settings))
     stopped = beit_recipe(output_dir=str(tmp_path / "stopped"), **settings)
     on_step_end = StopAtStep.on_step_end
 
@@ -80,18 +82,18 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_bit_for_bit(workers, 
 
     monkeypatch.setattr(StopAtStep, "on_step_end", signalled)
     with pytest.raises(Interrupted, match="SIGTERM after a checkpoint of step 2"):
-        pretrain.pretrain(stopped)
+        build.pretrain(stopped)
     monkeypatch.setattr(StopAtStep, "on_step_end", on_step_end)
     verify_manifest(tmp_path / "stopped" / "checkpoint-2")
     assert not (tmp_path / "stopped" / "final").exists()
-    expected, found = weights(whole), weights(pretrain.pretrain(stopped))
+    expected, found = weights(whole), weights(build.pretrain(stopped))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
 
 
 def test_passes_of_a_step_add_up_to_the_whole_batch(beit_recipe, tmp_path):
     def run(name, **settings):
-        return pretrain.pretrain(
+        return build.pretrain(
             beit_recipe(output_dir=str(tmp_path / name), model__drop_path=0.0, masking__masked_patches=1, **settings)
         )
 
@@ -103,7 +105,7 @@ def test_passes_of_a_step_add_up_to_the_whole_batch(beit_recipe, tmp_path):
 def test_the_tokenizer_stays_as_it_is_and_in_no_checkpoint(beit_recipe, tmp_path):
     recipe = beit_recipe()
     before = copy.deepcopy(VisualTokenizer.from_pretrained(recipe.tokenizer).state_dict())
-    final = pretrain.pretrain(recipe)
+    final = build.pretrain(recipe)
     after = VisualTokenizer.from_pretrained(final / "visual_tokenizer").state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -114,9 +116,9 @@ def test_the_tokenizer_stays_as_it_is_and_in_no_checkpoint(beit_recipe, tmp_path
 def test_transformers_loads_the_result_and_finds_the_same_features(beit_recipe, pictures_folder):
     recipe = beit_recipe(patch_aggregation={"layer": 1, "head_layers": 1})
     tokenizer = VisualTokenizer.from_pretrained(recipe.tokenizer)
-    trainer = pretrain.build_trainer(recipe, tokenizer, pretrain.run_arguments(recipe), 0)
+    trainer = build.build_trainer(recipe, tokenizer, build.run_arguments(recipe), 0)
     trainer.train()
-    final = pretrain.save_final(trainer, tokenizer, recipe)
+    final = build.save_final(trainer, tokenizer, recipe)
     trained = trainer.model.eval()
     pixels = torch.rand(2, 3, 16, 16) * 2 - 1
     mask = torch.arange(16).expand(2, 16) < 5
@@ -132,7 +134,7 @@ def test_transformers_loads_the_result_and_finds_the_same_features(beit_recipe, 
         assert torch.equal(features, trained.beit(pixels).last_hidden_state)
     assert model.config.architectures == ["BeitForMaskedImageModeling"]
     processor = AutoImageProcessor.from_pretrained(final)
-    pictures = pretrain.pictures_of(recipe, "all", 4)
+    pictures = pictures_of(recipe, "all", 4)
     names = sorted(pictures_folder.glob("*.png"))
     for number, expected in zip((0, 8, 16, 24), next(pictures.batches(4))["pixels"], strict=True):
         made = processor(Image.open(names[number]).convert("RGB"), return_tensors="pt").pixel_values[0]
@@ -153,9 +155,9 @@ def test_training_learns_to_read_hidden_tokens_off_the_visible_patches(beit_reci
         model__drop_path=0.0,
         optimizer__learning_rate=3e-3,
     )
-    pretrain.pretrain(recipe)
+    build.pretrain(recipe)
     targets = TokenTargets(VisualTokenizer.from_pretrained(recipe.tokenizer), 16)
-    shown = next(pretrain.pictures_of(recipe, "all", 48).batches(48))["pixels"]
+    shown = next(pictures_of(recipe, "all", 48).batches(48))["pixels"]
     share = torch.bincount(targets(shown).flatten()) / targets(shown).numel()
     entropy = -(share * share.clamp_min(1e-9).log()).sum().item()
     assert entropy > 1  # what is left to a model that knows how frequent tokens are, but does not look

@@ -17,21 +17,21 @@ from visual_tokenizer.registry import PartConfig
 
 
 @dataclass(kw_only=True)
-class SourceConfig(PartConfig, package="visual_tokenizer.convert.sources"):
+class PublishedSourceConfig(PartConfig, package="visual_tokenizer.convert.sources"):
     """Fields that every source has."""
 
     image_size: Annotated[int, Ge(1)] | None = None
     """Nominal side of a picture in pixels; null: what the config.json beside the weights says, or the published."""
 
 
-class Source:
+class PublishedSource:
     """One published layout of weights, read and written.
 
     A subclass sets `anchor`, `published_size` and what pictures were given to the published model, and implements
     `describe` and `links`.
     """
 
-    Config: ClassVar[type[SourceConfig]]
+    Config: ClassVar[type[PublishedSourceConfig]]
     anchor: ClassVar[str]
     """A weight that the layout always has. What stands before it in a larger model's names is taken off."""
 
@@ -47,7 +47,7 @@ class Source:
     about: ClassVar[str]
     """Name, authors and address of the original, for the model card."""
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: PublishedSourceConfig) -> None:
         self.config: Any = config
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -124,4 +124,4 @@ def require_parts(config: VisualTokenizerConfig, source: str, **types: tuple[str
             raise UserError(f"the layout of '{source}' holds {section} {' or '.join(allowed)}, got '{found}'")
 
 
-PART = Source
+PART = PublishedSource

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.convert.links import Link, layer
-from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
+from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import (
     CODEBOOK,
     Names,
@@ -40,11 +40,11 @@ _CODE_TOLERANCE = 1e-2
 
 
 @dataclass(kw_only=True)
-class ChameleonConfig(SourceConfig):
+class ChameleonConfig(PublishedSourceConfig):
     """Fields of the source of Chameleons."""
 
 
-class Chameleon(Source):
+class Chameleon(PublishedSource):
     """VQGAN's layout, the decoder optional."""
 
     Config = ChameleonConfig

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.convert.links import Link
-from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
+from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
 from visual_tokenizer.errors import UserError
@@ -31,11 +31,11 @@ CODES = "decoder.blocks.input.w"
 
 
 @dataclass(kw_only=True)
-class DALLEConfig(SourceConfig):
+class DALLEConfig(PublishedSourceConfig):
     """Fields of the source of DALL·E's dVAE."""
 
 
-class DALLE(Source):
+class DALLE(PublishedSource):
     """Bottleneck blocks in four groups on each side; the last and the first convolution are the quantizer's."""
 
     Config = DALLEConfig

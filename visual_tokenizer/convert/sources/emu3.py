@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.convert.links import Link, batch_norm, count_numbered, layer
-from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
+from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import (
     CODEBOOK,
     Names,
@@ -52,11 +52,11 @@ TRANSFORMERS = replace(
 
 
 @dataclass(kw_only=True)
-class Emu3Config(SourceConfig):
+class Emu3Config(PublishedSourceConfig):
     """Fields of the source of Emu3's tokenizer."""
 
 
-class Emu3(Source):
+class Emu3(PublishedSource):
     """VQGAN on frames, convolutions over time, norms modulated by the codes."""
 
     Config = Emu3Config

@@ -17,21 +17,21 @@ from torch import Tensor
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.convert.links import Link
 from visual_tokenizer.convert.reading import EMA, with_averages
-from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
+from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import CODEBOOK, Names, vq_section, whole_vqgan, whole_vqgan_links
 
 NAMES = Names()
 
 
 @dataclass(kw_only=True)
-class IBQConfig(SourceConfig):
+class IBQConfig(PublishedSourceConfig):
     """Fields of the source of IBQ's tokenizers."""
 
     use_averages: bool = True
     """Whether averaged weights are taken where the checkpoint has them, as the published evaluation does."""
 
 
-class IBQ(Source):
+class IBQ(PublishedSource):
     """VQGAN's layout, searched by inner products."""
 
     Config = IBQConfig

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.convert.links import Link, layer
-from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
+from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import (
     CODEBOOK,
     Names,
@@ -33,11 +33,11 @@ NAMES = replace(Names(), counts_upwards=True)
 
 
 @dataclass(kw_only=True)
-class JanusConfig(SourceConfig):
+class JanusConfig(PublishedSourceConfig):
     """Fields of the source of Janus."""
 
 
-class Janus(Source):
+class Janus(PublishedSource):
     """VQGAN's layout, the decoder's levels numbered in the order of use."""
 
     Config = JanusConfig

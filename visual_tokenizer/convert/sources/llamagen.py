@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.convert.links import Link
-from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
+from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import CODEBOOK, Names, vq_section, whole_vqgan, whole_vqgan_links
 from visual_tokenizer.errors import UserError
 
@@ -37,14 +37,14 @@ NAMES = replace(
 
 
 @dataclass(kw_only=True)
-class LlamaGenConfig(SourceConfig):
+class LlamaGenConfig(PublishedSourceConfig):
     """Fields of the source of LlamaGen's tokenizers."""
 
     normalize: bool = True
     """Whether codes and latents are put on the unit sphere (`codebook_l2_norm`), as in all published weights."""
 
 
-class LlamaGen(Source):
+class LlamaGen(PublishedSource):
     """VQGAN's structure under other names."""
 
     Config = LlamaGenConfig

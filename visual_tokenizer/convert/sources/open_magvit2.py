@@ -17,21 +17,21 @@ from torch import Tensor
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.convert.links import Link, biasless_residual, count_numbered, layer
 from visual_tokenizer.convert.reading import EMA, with_averages
-from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
+from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
 from visual_tokenizer.errors import UserError
 
 
 @dataclass(kw_only=True)
-class OpenMAGVIT2Config(SourceConfig):
+class OpenMAGVIT2Config(PublishedSourceConfig):
     """Fields of the source of Open-MAGVIT2's tokenizers."""
 
     use_averages: bool = True
     """Whether averaged weights are taken where the checkpoint has them, as the published evaluation does."""
 
 
-class OpenMAGVIT2(Source):
+class OpenMAGVIT2(PublishedSource):
     """Encoder and decoder only: nothing of the quantizer is learned."""
 
     Config = OpenMAGVIT2Config

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.convert.links import Link, biasless_residual, count_numbered, layer
-from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
+from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import CODEBOOK
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
@@ -27,7 +27,7 @@ HEAD_WIDTHS = {512: 8, 768: 12, 1024: 16}
 
 
 @dataclass(kw_only=True)
-class TiTokConfig(SourceConfig):
+class TiTokConfig(PublishedSourceConfig):
     """Fields of the source of TiTok's tokenizers."""
 
     normalize: bool = True
@@ -37,7 +37,7 @@ class TiTokConfig(SourceConfig):
     """Channels of an attention head; null: what the published widths 512, 768 and 1024 have, 64."""
 
 
-class TiTok(Source):
+class TiTok(PublishedSource):
     """Two transformers, a codebook, and MaskGIT's decoder and codebook."""
 
     Config = TiTokConfig

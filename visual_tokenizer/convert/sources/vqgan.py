@@ -17,18 +17,18 @@ from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
 from visual_tokenizer.convert.links import Link, layer
-from visual_tokenizer.convert.sources.base import Source, SourceConfig, require_parts
+from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import CODEBOOK, Names, vq_section, whole_vqgan, whole_vqgan_links
 
 NAMES = Names()
 
 
 @dataclass(kw_only=True)
-class VQGANConfig(SourceConfig):
+class VQGANConfig(PublishedSourceConfig):
     """Fields of the source of VQGANs."""
 
 
-class VQGAN(Source):
+class VQGAN(PublishedSource):
     """Encoder, decoder, `quantize.embedding`, and the two 1 × 1 convolutions beside it."""
 
     Config = VQGANConfig

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from mmlm.cli import app
-from mmlm.data.piece import TEXT
 from mmlm.data.sets import heldout_sequences, training_sequences
 from mmlm.data.tokenize import main as tokenize
 from mmlm.generation.interleaved import generate_interleaved, join_pieces
@@ -22,6 +21,7 @@ from mmlm.processing import MultimodalProcessor
 from mmlm.recipes.training import LMRecipe
 from mmlm.training.build import build_trainer, load_processor, run_arguments, train
 from mmlm.training.plan import Machine, plan_run
+from mmlm.vocabulary import TEXT
 from visual_tokenizer.registry import ConfigError
 
 STORIES = [

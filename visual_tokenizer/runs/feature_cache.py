@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visual_tokenizer.registry import ConfigError
+from visual_tokenizer.fields.decoding import ConfigError
 from visual_tokenizer.runs.files import whole_file
 
 FORMAT = 1

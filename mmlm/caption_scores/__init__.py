@@ -1,1 +1,0 @@
-"""How near written captions are to reference captions."""
