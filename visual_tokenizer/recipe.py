@@ -1,8 +1,7 @@
 """Recipes: typed dataclasses read from YAML, with fields overridden on the command line.
 
-draccus decodes the dataclasses and their named choices. Its own argument parser is not used: it lists the fields of
-every choice before it parses, which never ends where a part holds parts of its own family (a residual quantizer of
-quantizers, a latent-query encoder on a CNN).
+draccus's own argument parser is not used: it lists the fields of every choice before it parses, which never ends where
+a part holds parts of its own family (a residual quantizer of quantizers, a latent-query encoder on a CNN).
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class Family:
 
 
 class PartConfig(Section):
-    """Base of every part's config dataclass; a draccus choice type whose choices are the files of the family."""
+    """Base of every part's config dataclass."""
 
     family: ClassVar[Family]
 
@@ -151,8 +151,6 @@ class PartConfig(Section):
         super().__init_subclass__(**kwargs)
         if package is not None:
             cls.family = Family(package)
-            for name, method in _CHOICE_PROTOCOL.items():
-                setattr(cls, name, classmethod(method))
 
     @property
     def type(self) -> str:
@@ -163,30 +161,3 @@ class PartConfig(Section):
         """Return `{"type": name, **fields}` in plain JSON types."""
         encoded: dict[str, Any] = encode_config(self)
         return encoded
-
-
-def _choice_class(cls: type[PartConfig], name: str) -> type:
-    return cls.family.get(name).Config
-
-
-def _known_choices(cls: type[PartConfig]) -> dict[str, type]:
-    return {name: cls.family.get(name).Config for name in cls.family.names()}
-
-
-def _choice_name(cls: type[PartConfig], subclass: type) -> str:
-    if "family" in vars(subclass):
-        raise UserError(f"{subclass.__name__} is a family, not a part")
-    return subclass.__module__.rsplit(".", 1)[-1]
-
-
-def _default_choice_name(cls: type[PartConfig]) -> str | None:
-    return None
-
-
-# draccus takes a class for a tagged choice if it has these four methods and none of its parents has them.
-_CHOICE_PROTOCOL: dict[str, Any] = {
-    "get_choice_class": _choice_class,
-    "get_known_choices": _known_choices,
-    "get_choice_name": _choice_name,
-    "default_choice_name": _default_choice_name,
-}

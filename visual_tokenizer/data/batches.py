@@ -19,9 +19,9 @@ import torch
 from annotated_types import Ge
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 
-from visual_tokenizer.data.loading import EpochSampler, PixelDataset, SampleKey, collate
+from visual_tokenizer.data.loading import PixelDataset, SampleKey, collate, epoch_order
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
-from visual_tokenizer.data.streaming import StreamCollator, StreamedRows
+from visual_tokenizer.data.streaming import StreamCollator
 from visual_tokenizer.data.transforms import TransformConfig
 from visual_tokenizer.fields.decoding import decode_config
 from visual_tokenizer.fields.ranges import Section
@@ -83,7 +83,8 @@ class StepSampler(Sampler[list[SampleKey]]):
     """The keys of one process's passes, from `first_step` on and without end."""
 
     def __init__(self, length: int, seed: int, share: Share, first_step: int) -> None:
-        self.order = EpochSampler(length, seed)
+        self.length = length
+        self.seed = seed
         self.share = share
         self.first_step = first_step
         self.batch_size = share.step_size
@@ -94,8 +95,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         for step in itertools.count(self.first_step):
             epoch, number = divmod(step, self.steps_per_epoch)
             if epoch != loaded:
-                self.order.set_epoch(epoch)
-                loaded, order = epoch, self.order.order()
+                loaded, order = epoch, epoch_order(self.length, self.seed, epoch)
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             for index in range(self.share.passes):
                 yield [SampleKey(epoch, sample) for sample in batch[self.share.slice(index)].tolist()]
@@ -110,8 +110,8 @@ class StepStream(IterableDataset):
         DataSourceError: a worker's shards hold less than one pass.
     """
 
-    def __init__(self, stream: StreamedRows, share: Share, first_pass: int) -> None:
-        self.stream = stream
+    def __init__(self, rows: datasets.IterableDataset, share: Share, first_pass: int) -> None:
+        self.rows = rows
         self.share = share
         self.first_pass = first_pass
 
@@ -121,8 +121,8 @@ class StepStream(IterableDataset):
         size = self.share.pass_size
         done = 0
         for epoch in itertools.count():
-            self.stream.set_epoch(epoch)
-            rows = iter(self.stream)
+            self.rows.set_epoch(epoch)
+            rows = iter(self.rows)
             before = done
             while len(chunk := list(itertools.islice(rows, size))) == size:
                 done += 1
@@ -157,9 +157,8 @@ def training_batches(
         workers = min(section.num_workers, rows.num_shards)
         surplus = first_step * share.passes % max(workers, 1)
         passes = first_step * share.passes - surplus
-        stream = StreamedRows(rows, seed=seed, shuffle=True, shuffle_buffer=SHUFFLE_BUFFER)
         collator = StreamCollator(source, image_size, section.transform, seed, collate)
-        stepped = StepStream(stream, share, passes)
+        stepped = StepStream(rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER), share, passes)
         loader = DataLoader(stepped, batch_size=None, collate_fn=collator, num_workers=workers, **settings)
         return itertools.islice(loader, surplus, None)
     if len(rows) < share.step_size:

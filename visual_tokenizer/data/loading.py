@@ -1,23 +1,16 @@
-"""Batches of pixels. The order of samples and their augmentation are pure functions of (seed, epoch).
-
-A resumed run therefore continues exactly: set the epoch on the loader, then skip the batches already seen
-(`accelerate.skip_first_batches`). After `accelerator.prepare`, call `set_epoch(epoch)` on the *prepared*
-loader, which otherwise starts at epoch 0.
-"""
+"""Samples of pixels. Their order and their augmentation are pure functions of (seed, epoch)."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import datasets
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from visual_tokenizer.data.sources.base import DataSourceError, Source, row_decoder
-from visual_tokenizer.data.streaming import StreamCollator, StreamedRows
+from visual_tokenizer.data.sources.base import Source, row_decoder
 from visual_tokenizer.data.transforms import (
     TransformConfig,
     bytes_to_pixels,
@@ -37,40 +30,11 @@ class SampleKey(NamedTuple):
     sample: int
 
 
-class EpochSampler(Sampler[SampleKey]):
-    """Each sample once an epoch, in an order that depends on (seed, epoch) alone.
-
-    Args:
-        length: number of samples.
-        seed: seed of the order.
-        shuffle: permute; else 0, 1, 2, …
-    """
-
-    def __init__(self, length: int, seed: int = 0, shuffle: bool = True) -> None:
-        self.length = length
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
-        self.epoch = epoch
-
-    def order(self) -> Tensor:
-        """Return the int64 indices (length,) of the current epoch."""
-        if not self.shuffle:
-            return torch.arange(self.length)
-        digest = hashlib.blake2b(f"order/{self.seed}/{self.epoch}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        return torch.randperm(self.length, generator=generator)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[SampleKey]:
-        epoch = self.epoch
-        for index in self.order().tolist():
-            yield SampleKey(epoch, index)
+def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
+    """Return the int64 indices (length,), each sample once, in an order that depends on (seed, epoch) alone."""
+    digest = hashlib.blake2b(f"order/{seed}/{epoch}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.randperm(length, generator=generator)
 
 
 def pixel_table(rows: datasets.Dataset, image_size: int, transform: TransformConfig | None = None) -> Tensor:
@@ -194,73 +158,3 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         "labels": [sample["labels"] for sample in samples],
         "flipped": torch.tensor([sample["flipped"] for sample in samples], dtype=torch.bool),
     }
-
-
-def build_loader(
-    source: Source,
-    split: str,
-    *,
-    image_size: int,
-    batch_size: int,
-    seed: int = 0,
-    epoch: int = 0,
-    transform: TransformConfig | None = None,
-    num_workers: int = 0,
-    shuffle: bool = True,
-    drop_last: bool | None = None,
-    cache_megabytes: float = DEFAULT_CACHE_MEGABYTES,
-    shuffle_buffer: int = 1024,
-) -> DataLoader:
-    """Return a loader of the batches of `collate`.
-
-    Pass it through `accelerator.prepare` to divide it among processes; a streamed source needs
-    `DataLoaderConfiguration(dispatch_batches=False)`: then each rank reads all rows and decodes its own.
-
-    Args:
-        source: a built source.
-        split: "train", "heldout" or "all".
-        image_size: side of the square in pixels.
-        batch_size: pictures a process.
-        seed: seed of order and augmentation.
-        epoch: first epoch.
-        transform: resize, crop, flip.
-        num_workers: loader processes; unused while all pictures are in memory.
-        shuffle: permute the samples; a stream is shuffled within `shuffle_buffer` rows and by shards.
-        drop_last: leave out an incomplete batch; None: when shuffling.
-        cache_megabytes: memory for decoded pictures, see `PixelDataset`.
-        shuffle_buffer: rows a worker holds to shuffle a stream.
-
-    Raises:
-        DataSourceError: the split is empty, or smaller than one batch while `drop_last`.
-    """
-    transform = transform or TransformConfig()
-    drop_last = shuffle if drop_last is None else drop_last
-    rows = source.load_encoded(split)
-    if isinstance(rows, datasets.IterableDataset):
-        stream = StreamedRows(rows, seed=seed, shuffle=shuffle, shuffle_buffer=shuffle_buffer)
-        stream.set_epoch(epoch)
-        return DataLoader(
-            stream,
-            batch_size=batch_size,
-            drop_last=drop_last,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            collate_fn=StreamCollator(source, image_size, transform, seed, collate),
-        )
-    if len(rows) == 0 or (drop_last and len(rows) < batch_size):
-        raise DataSourceError(
-            f"{source.config.type}: the split '{split}' has {len(rows)} pictures, too few for batch_size={batch_size}"
-        )
-    dataset = PixelDataset(source.decoded(rows), image_size, transform, seed, cache_megabytes)
-    sampler = EpochSampler(len(dataset), seed, shuffle)
-    sampler.set_epoch(epoch)
-    workers = 0 if dataset.table is not None else num_workers
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=drop_last,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=collate,
-    )

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-
-import datasets
-import torch
-from torch.utils.data import IterableDataset
 
 from visual_tokenizer.data.decoding import UnreadableImageError
 from visual_tokenizer.data.sources.base import Source
@@ -20,32 +16,6 @@ from visual_tokenizer.data.transforms import (
     uniforms,
 )
 from visual_tokenizer.errors import UserError
-
-
-class StreamedRows(IterableDataset):
-    """Encoded rows of a stream, and the epoch; a rank passes over other ranks' rows without decoding them.
-
-    Args:
-        rows: what `Source.load_encoded` returns for a streamed source; loader workers divide its shards.
-        seed: seed of the order.
-        shuffle: shuffle shards, and rows within `shuffle_buffer`.
-        shuffle_buffer: rows held to shuffle.
-    """
-
-    def __init__(self, rows: datasets.IterableDataset, seed: int, shuffle: bool, shuffle_buffer: int) -> None:
-        self.rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle else rows
-        # in shared memory, so that loader workers that live on see a new epoch
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
-        self._epoch[0] = epoch
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        epoch = int(self._epoch)
-        self.rows.set_epoch(epoch)
-        for row in self.rows:
-            yield {**row, "epoch": epoch}
 
 
 class StreamCollator:

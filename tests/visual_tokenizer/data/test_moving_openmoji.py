@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visual_tokenizer.data.loading import build_loader
+from visual_tokenizer.data.batches import DataSection, Share, training_batches
 from visual_tokenizer.data.sources._scenes import HEADINGS, Scene, Sprite, bounce, draw_scene, random_scene
 from visual_tokenizer.data.sources.base import Source, SourceConfig, hash_fraction
 from visual_tokenizer.data.transforms import TransformConfig
@@ -106,11 +106,16 @@ def test_scenes_survive_json_and_use_only_their_arguments():
 @pytest.mark.parametrize("megabytes", [0, 1000])
 def test_batches_of_clips_are_flipped_whole(build, megabytes):
     source = build(heldout_fraction=0)
-    settings = {"image_size": 16, "batch_size": 4, "shuffle": False, "cache_megabytes": megabytes}
+    share = Share(process=0, processes=1, passes=1, size=4)
+
+    def first(**data):
+        section = DataSection(source=source.config, cache_megabytes=megabytes, **data)
+        return next(training_batches(source, section, image_size=16, seed=0, share=share))
+
     if megabytes:
         source.read = lambda part, read=source.read: read(part).select(range(24))
-    plain = next(iter(build_loader(source, "all", **settings)))["pixels"]
-    flipped = next(iter(build_loader(source, "all", transform=TransformConfig(horizontal_flip=True), **settings)))
+    plain = first()["pixels"]
+    flipped = first(transform=TransformConfig(horizontal_flip=True))
     assert plain.shape == (4, 3, 5, 16, 16)
     assert plain.dtype == torch.float32
     for before, after in zip(plain, flipped["pixels"], strict=True):

@@ -1,26 +1,27 @@
-"""Loaders of map-style sources: content, order, resume, two processes."""
+"""Batches of map-style sources: content, order, resume, two processes."""
 
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, skip_first_batches
-from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from visual_tokenizer.data.loading import EpochSampler, PixelDataset, build_loader, pixel_table
+from visual_tokenizer.data.batches import DataSection, PictureSet, Share, StepSampler, training_batches
+from visual_tokenizer.data.loading import PixelDataset, epoch_order, pixel_table
 from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 from visual_tokenizer.data.transforms import TransformConfig
 
 SIZE = 8
 COUNT = 22
+ALONE = Share(process=0, processes=1, passes=1, size=4)
+STEPS = COUNT // 4
 
 
 @pytest.fixture
@@ -31,29 +32,26 @@ def source(tmp_path: Path) -> Source:
         buffer = io.BytesIO()
         Image.fromarray(generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(buffer, format="PNG")
         (tmp_path / f"{number:03d}.png").write_bytes(buffer.getvalue() if number != 5 else b"broken")
-    return SourceConfig.family.build({"type": "image_folder", "folder": str(tmp_path)})
+    return SourceConfig.family.build({"type": "image_folder", "folder": str(tmp_path), "heldout_fraction": 0.0})
 
 
-def loader(source: Source, **options: Any) -> DataLoader:
-    return build_loader(source, "all", **{"image_size": SIZE, "batch_size": 4, "seed": 3, **options})
+def batches(source: Source, share: Share = ALONE, first_step: int = 0, steps: int = STEPS, **data: Any) -> list[dict]:
+    section = DataSection(source=source.config, **data)
+    endless = training_batches(source, section, image_size=SIZE, seed=3, share=share, first_step=first_step)
+    return list(itertools.islice(endless, steps * share.passes))
 
 
-def prepared(source: Source, process: int, processes: int, **options: Any) -> DataLoader:
-    return prepare_data_loader(
-        loader(source, **options), num_processes=processes, process_index=process, dispatch_batches=False
-    )
+def seen(found: list[dict]) -> list[tuple[int, ...]]:
+    return [tuple(batch["index"].tolist()) for batch in found]
 
 
-def seen(batches: Any) -> list[tuple[int, ...]]:
-    return [tuple(batch["index"].tolist()) for batch in batches]
-
-
-def pixels(batches: Any) -> Tensor:
-    return torch.cat([batch["pixels"] for batch in batches])
+def pixels(found: list[dict]) -> Tensor:
+    return torch.cat([batch["pixels"] for batch in found])
 
 
 def test_a_batch_holds_pixels_indices_and_captions(source: Source) -> None:
-    batch = next(iter(loader(source, shuffle=False)))
+    part = PictureSet(source, "all", DataSection(source=source.config), image_size=SIZE, max_pictures=None)
+    batch = next(part.batches(4))
     assert batch["pixels"].shape == (4, 3, SIZE, SIZE)
     assert batch["pixels"].dtype == torch.float32
     assert batch["index"].tolist() == [0, 1, 2, 3]
@@ -65,17 +63,15 @@ def test_a_batch_holds_pixels_indices_and_captions(source: Source) -> None:
 
 @pytest.mark.parametrize("transform", [TransformConfig(), TransformConfig(horizontal_flip=True)])
 def test_memory_and_disk_give_the_same_batches(source: Source, transform: TransformConfig) -> None:
-    fast, slow = (loader(source, transform=transform, cache_megabytes=size) for size in (1, 0))
-    assert fast.dataset.table is not None
-    assert slow.dataset.table is None
+    fast, slow = (batches(source, transform=transform, cache_megabytes=size) for size in (1, 0))
     assert seen(fast) == seen(slow)
     assert torch.equal(pixels(fast), pixels(slow))
 
 
 @pytest.mark.parametrize("megabytes", [0, 1])
 def test_a_batch_says_which_pictures_are_mirrored(source: Source, megabytes: int) -> None:
-    plain = next(iter(loader(source, cache_megabytes=megabytes)))
-    batch = next(iter(loader(source, transform=TransformConfig(horizontal_flip=True), cache_megabytes=megabytes)))
+    (plain,) = batches(source, steps=1, cache_megabytes=megabytes)
+    (batch,) = batches(source, steps=1, cache_megabytes=megabytes, transform=TransformConfig(horizontal_flip=True))
     assert plain["flipped"].tolist() == [False] * len(plain["pixels"])
     assert batch["flipped"].dtype == torch.bool
     for before, after, flipped in zip(plain["pixels"], batch["pixels"], batch["flipped"].tolist(), strict=True):
@@ -84,11 +80,8 @@ def test_a_batch_says_which_pictures_are_mirrored(source: Source, megabytes: int
 
 def test_workers_change_nothing(source: Source) -> None:
     transform = TransformConfig(crop="random", horizontal_flip=True)
-    alone, helped = (loader(source, transform=transform, num_workers=count) for count in (0, 2))
-    for epoch in (0, 1):
-        alone.sampler.set_epoch(epoch)
-        helped.sampler.set_epoch(epoch)
-        assert torch.equal(pixels(alone), pixels(helped))
+    alone, helped = (batches(source, steps=2 * STEPS, transform=transform, num_workers=count) for count in (0, 2))
+    assert torch.equal(pixels(alone), pixels(helped))
 
 
 def test_the_budget_decides_whether_pictures_are_kept(source: Source) -> None:
@@ -108,19 +101,14 @@ def test_an_unreadable_picture_has_the_pixels_of_the_next(source: Source) -> Non
 
 
 def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
-    sampler = EpochSampler(100, seed=1)
-    orders = {}
-    for epoch in (0, 1):
-        sampler.set_epoch(epoch)
-        orders[epoch] = [key.sample for key in sampler]
-        assert {key.epoch for key in sampler} == {epoch}
-        assert sorted(orders[epoch]) == list(range(100))
+    orders = [epoch_order(100, seed=1, epoch=epoch).tolist() for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(100)) for order in orders)
     assert orders[0] != orders[1]
-    sampler.set_epoch(0)
-    assert [key.sample for key in sampler] == orders[0]
-    assert [key.sample for key in EpochSampler(100, seed=2)] != orders[0]
-    assert [key.sample for key in EpochSampler(5, shuffle=False)] == [0, 1, 2, 3, 4]
-    assert len(sampler) == 100
+    assert epoch_order(100, seed=1, epoch=0).tolist() == orders[0]
+    assert epoch_order(100, seed=2, epoch=0).tolist() != orders[0]
+    keys = next(iter(StepSampler(100, seed=1, share=Share(0, 1, 1, 100), first_step=1)))
+    assert [key.sample for key in keys] == orders[1]
+    assert {key.epoch for key in keys} == {1}
 
 
 def test_augmentation_changes_with_the_epoch(source: Source) -> None:
@@ -138,41 +126,33 @@ def test_augmentation_changes_with_the_epoch(source: Source) -> None:
 def test_a_resumed_run_continues_exactly(source: Source, processes: int) -> None:
     transform = TransformConfig(horizontal_flip=True)
     for process in range(processes):
-        whole = prepared(source, process, processes, transform=transform)
-        whole.set_epoch(3)
-        batches = list(whole)
-        again = prepared(source, process, processes, transform=transform)
-        again.set_epoch(3)
-        rest = list(skip_first_batches(again, 1))
-        assert seen(rest) == seen(batches)[1:]
-        assert torch.equal(pixels(rest), pixels(batches[1:]))
-        whole.set_epoch(4)
-        assert seen(whole) != seen(batches)
+        share = Share(process, processes, passes=1, size=4)
+        steps = COUNT // share.step_size
+        whole = batches(source, share, 3 * steps, 2 * steps, transform=transform)
+        rest = batches(source, share, 3 * steps + 1, 2 * steps - 1, transform=transform)
+        assert seen(rest) == seen(whole)[1:]
+        assert torch.equal(pixels(rest), pixels(whole[1:]))
+        assert seen(whole[:steps]) != seen(whole[steps:])
 
 
 def test_two_processes_divide_an_epoch(source: Source) -> None:
     shares = []
     for process in range(2):
-        share = prepared(source, process, 2)
-        share.set_epoch(1)
-        shares.append([index for batch in seen(share) for index in batch])
+        share = Share(process, 2, passes=1, size=4)
+        steps = COUNT // share.step_size
+        shares.append([index for batch in seen(batches(source, share, steps, steps)) for index in batch])
     assert len(shares[0]) == len(shares[1]) > 0
     assert not set(shares[0]) & set(shares[1])
 
 
-def test_the_loader_passes_through_an_accelerator(source: Source) -> None:
-    ready = Accelerator(cpu=True).prepare(loader(source, epoch=0))
-    assert seen(ready) == seen(loader(source))
-    assert ready.batch_sampler.sampler.epoch == 0
-
-
 def test_too_small_splits_are_refused_by_name(source: Source) -> None:
-    with pytest.raises(DataSourceError, match=r"'all' has 22 pictures, too few for batch_size=64"):
-        loader(source, batch_size=64)
-    assert len(next(iter(loader(source, batch_size=64, drop_last=False)))["caption"]) == COUNT
-    source.config.heldout_fraction = 0.0
-    with pytest.raises(DataSourceError, match=r"'heldout' has 0 pictures"):
-        build_loader(source, "heldout", image_size=SIZE, batch_size=1)
+    with pytest.raises(DataSourceError, match=r"'train' has 22 pictures, too few for training.batch_size = 64"):
+        batches(source, Share(0, 1, passes=1, size=64))
+    section = DataSection(source=source.config)
+    part = PictureSet(source, "all", section, image_size=SIZE, max_pictures=None)
+    assert len(next(part.batches(64))["caption"]) == COUNT
+    with pytest.raises(DataSourceError, match=r"'heldout' holds no picture"):
+        PictureSet(source, "heldout", section, image_size=SIZE, max_pictures=None)
 
 
 def test_openmoji_fills_the_table_without_loss(openmoji_cache: str) -> None:
