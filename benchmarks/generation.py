@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessorList
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from benchmarks.measure import alternating_seconds
-from mmlm.generation.constraints import LayoutConstraint
 from mmlm.generation.images import generate_indices
 from mmlm.generation.loop import pad_left
 from mmlm.generation.sampling import RowSampler, row_uniforms
@@ -83,6 +82,26 @@ def prompts_of(size: Size) -> list[str]:
     return [f"a {THINGS[number % len(THINGS)]}" for number in range(size.pictures)]
 
 
+class OneOfTheLayout(LogitsProcessor):
+    """Leaves one token in each row: the one that `sampler` draws from those that the layout's `slots` allow."""
+
+    def __init__(self, processor: MultimodalProcessor, slots: Tensor, prompt_length: int, sampler: RowSampler) -> None:
+        self.slots, self.prompt_length, self.sampler = slots.tolist(), prompt_length, sampler
+        self.visual_ids = processor.vocabulary.visual_ids
+        self._forbidden: dict[int, Tensor] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores (B, V): 0 at the drawn token of each row, -inf elsewhere."""
+        step = input_ids.shape[1] - self.prompt_length
+        slot = self.slots[step]
+        if slot not in self._forbidden:
+            mask = torch.ones(scores.shape[-1], dtype=torch.bool)
+            mask[self.visual_ids(-1 - slot) if slot < 0 else slot] = False
+            self._forbidden[slot] = mask.to(scores.device)
+        tokens = self.sampler.choose(scores.masked_fill(self._forbidden[slot], -torch.inf), step)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens[:, None], 0.0)
+
+
 @torch.no_grad()
 def draw_with_generate(
     model: Any, processor: MultimodalProcessor, prompts: list[str], temperature: float, seed: int
@@ -100,8 +119,12 @@ def draw_with_generate(
     )
     processors = [
         UnbatchedClassifierFreeGuidanceLogitsProcessor(SCALE, model, unconditional_ids=nothing),
-        LayoutConstraint(layout, grid, ids.shape[1]),
-        RowSampler(uniforms.to(model.device), ids.shape[1], Sampling(temperature=temperature, top_k=TOP_K)),
+        OneOfTheLayout(
+            processor,
+            layout.body(grid)[:steps],
+            ids.shape[1],
+            RowSampler(uniforms.to(model.device), Sampling(temperature=temperature, top_k=TOP_K)),
+        ),
     ]
     config = GenerationConfig(max_new_tokens=steps, do_sample=False, pad_token_id=layout.eos_id, eos_token_id=None)
     result = model.generate(

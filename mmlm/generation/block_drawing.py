@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmlm.generation.block_grammar import BlockGrammar
-from mmlm.generation.constraints import slot_ids
 from mmlm.generation.decoder import CachedDecoder
 from mmlm.generation.guidance import Guidance
 from mmlm.generation.prompts import Prompt
@@ -23,9 +22,8 @@ class _Choices:
     """What any of several rows may draw, and which of it each row may."""
 
     def __init__(self, grammar: BlockGrammar, slots: Slots, device: torch.device) -> None:
-        parts = {slot: slot_ids(grammar.layout, (slot,)) for slot in slots}
-        self.ids = torch.cat(list(parts.values())).sort().values
-        self._members = {slot: torch.isin(self.ids, part).to(device) for slot, part in parts.items()}
+        self.ids = grammar.allowed(slots)
+        self._members = {slot: torch.isin(self.ids, grammar.allowed((slot,))).to(device) for slot in slots}
 
     def forbidden(self, rows: Sequence[Slots]) -> Tensor:
         """Return which ids each row may not draw, (B, K) bool; a row that is complete may draw any."""

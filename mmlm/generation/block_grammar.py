@@ -7,9 +7,11 @@ beside pictures need nothing more.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from mmlm.layouts.base import Grid, Layout, MalformedSequenceError
 from visual_tokenizer.errors import UserError
@@ -42,7 +44,6 @@ class BlockGrammar:
         self.grids: list[Grid] = [tuple(grid) for grid in grids]
         self.templates: list[list[int]] = [layout.template(grid).tolist() for grid in self.grids]
         self.start = Place(tuple(range(len(self.grids))), 0)
-        self._row_ends: dict[int, list[int]] = {}
 
     @property
     def shortest(self) -> int:
@@ -57,6 +58,11 @@ class BlockGrammar:
         """Return what may come next: token ids, and `-1 - c` for the tokens of codebook c; () after the block."""
         following = {self.templates[n][place.offset] for n in place.fitting if place.offset < len(self.templates[n])}
         return tuple(sorted(following))
+
+    def allowed(self, slots: Sequence[int]) -> Tensor:
+        """Return all ids (n,) int64 that any of `slots` allows, in ascending order."""
+        visual_ids = self.layout.vocabulary.visual_ids
+        return torch.cat([visual_ids(-1 - s) if s < 0 else torch.tensor([s]) for s in slots]).sort().values
 
     def advance(self, place: Place, token_id: int) -> Place:
         """Return the place after one more token.
@@ -87,13 +93,3 @@ class BlockGrammar:
     def grid(self, place: Place) -> Grid | None:
         """Return the grid, as soon as only one is left."""
         return self.grids[place.fitting[0]] if len(place.fitting) == 1 else None
-
-    def complete_rows(self, place: Place) -> int:
-        """Return how many raster rows, from the top and frame by frame, have all their codes; 0 before the grid is
-        known. See `Layout.row_ends`."""
-        if len(place.fitting) != 1:
-            return 0
-        number = place.fitting[0]
-        if number not in self._row_ends:
-            self._row_ends[number] = self.layout.row_ends(self.grids[number])
-        return bisect.bisect_right(self._row_ends[number], place.offset)

@@ -64,7 +64,7 @@ def describe_images(
             indices = processor.encode_images(list(images[start : start + batch_size]))
             prompts = [processor.prompt_for_caption(one) for one in indices]
             streams = [row_uniforms(seed, _fingerprint(one), 0, max_new_tokens) for one in indices]
-            sampler = RowSampler(torch.stack(streams).to(model.device), 0, sampling)
+            sampler = RowSampler(torch.stack(streams).to(model.device), sampling)
             tokens = write_text(model, prompts, allowed, sampler, max_new_tokens, layout.eos_id)
             sampler.check_sound()
             captions += [_text(processor, row) for row in tokens.tolist()]

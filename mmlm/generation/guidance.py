@@ -17,12 +17,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from mmlm.generation.prompts import Prompt, Segment, read_prompts
 from mmlm.processing import MultimodalProcessor
 from mmlm.recipes.sampling import PictureSampling
-from visual_tokenizer.errors import UserError
 
 NOTHING = Prompt((), "")
 """Only BOS and the opening tokens of a picture."""
@@ -84,27 +82,3 @@ def choose_guidance(processor: MultimodalProcessor, sampling: PictureSampling) -
     if sampling.image_guidance_scale is not None:
         return TextAndImageGuidance(sampling.guidance_scale, sampling.image_guidance_scale, negative)
     return Guidance() if sampling.guidance_scale == 1 else TextGuidance(sampling.guidance_scale, negative)
-
-
-class ClassifierFreeGuidance(LogitsProcessor):
-    """For `generate`: puts the guided scores into both halves of the batch, so that both go on with the same token.
-
-    Args:
-        scale: 1 leaves the conditional scores as they are; 0 is unconditional.
-    """
-
-    supports_continuous_batching = False
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the guided scores (2B, V) of scores (2B, V), conditional half first.
-
-        Raises:
-            ValueError: an odd number of rows.
-        """
-        if scores.shape[0] % 2:
-            raise UserError(f"guidance needs as many unconditional as conditional rows, got {scores.shape[0]} in all")
-        conditional, unconditional = scores.chunk(2)
-        return guide(conditional, unconditional, self.scale).repeat(2, 1)

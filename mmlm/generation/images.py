@@ -17,7 +17,7 @@ from mmlm.generation.block_grammar import BlockGrammar
 from mmlm.generation.drawing import draw_pictures
 from mmlm.generation.guidance import choose_guidance
 from mmlm.generation.loop import evaluation_mode
-from mmlm.generation.previews import OnRows, preview_images, steps_of_rows
+from mmlm.generation.previews import OnRows, preview_images, previews_of
 from mmlm.generation.prompts import read_prompts
 from mmlm.generation.sampling import RowSampler, row_uniforms
 from mmlm.processing import MultimodalProcessor
@@ -156,32 +156,17 @@ def generate_indices(
         for start in range(0, len(texts), batch_size):
             part = texts[start : start + batch_size]
             uniforms = torch.stack(streams[start : start + batch_size]).to(model.device)
-            sampler = RowSampler(uniforms, 0, sampling)
+            sampler = RowSampler(uniforms, sampling)
             if grammar is not None:
                 tell = None if on_rows is None else _growing(processor, rows_per_preview, start, on_rows)
                 found += draw_blocks(model, grammar, part, guidance, sampler, tell, compile)
             else:
-                show = None if on_rows is None else _previews(processor, grid, rows_per_preview, start, on_rows)
+                show = None if on_rows is None else previews_of(processor, grid, rows_per_preview, start, on_rows)
                 drawn = draw_pictures(model, layout, grid, part, guidance, sampler, show, compile)
                 found.append(layout.indices_of(drawn, grid))
             sampler.check_sound()
             bar.update(len(part))
     return torch.cat(found) if grammar is None else pad_tokens(found, grid[0])
-
-
-def _previews(
-    processor: MultimodalProcessor, grid: Sequence[int], every: int, first: int, on_rows: OnRows
-) -> Callable[[int, Tensor], None]:
-    """Return what to call after each token: it shows a batch's pictures, of which the first has the number `first`."""
-    ends = steps_of_rows(processor.layout, grid)
-    shown = {end: row + 1 for row, end in enumerate(ends) if (row + 1) % every == 0 or row + 1 == len(ends)}
-
-    def show(step: int, visual_ids: Tensor) -> None:
-        if step in shown:
-            for number, image in enumerate(preview_images(processor, visual_ids, grid, shown[step]), first):
-                on_rows(image, shown[step], number)
-
-    return show
 
 
 def _growing(processor: MultimodalProcessor, every: int, first: int, on_rows: OnRows) -> Callable[[int, Tensor], None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmlm.generation.block_grammar import BlockGrammar
-from mmlm.generation.constraints import slot_ids
 from mmlm.generation.decoder import CachedDecoder
 from mmlm.generation.guidance import Guidance, choose_guidance
 from mmlm.generation.loop import evaluation_mode, most_positions
-from mmlm.generation.previews import OnRows, preview_images, steps_of_rows
+from mmlm.generation.previews import OnRows, previews_of
 from mmlm.generation.prompts import Prompt, Segment, read_prompts
 from mmlm.generation.sampling import RowSampler, row_uniforms
 from mmlm.generation.writing import text_ids_of
@@ -190,7 +189,7 @@ class _Writer:
     def sampler(self, sampling: Sampling) -> RowSampler:
         """Return a sampler whose random numbers are the answer's, one a token."""
         uniforms = row_uniforms(self.seed, self.name, 0, self.steps)[None].to(self.model.device)
-        return RowSampler(uniforms, 0, sampling)
+        return RowSampler(uniforms, sampling)
 
     def _current(self) -> CachedDecoder:
         """Return the decoder after all tokens so far."""
@@ -240,7 +239,7 @@ class _Writer:
         else:
             rows = [prompt.ids(self.layout, drawn) for prompt in prompts]
             decoder, fed = CachedDecoder(self.model, rows, self.room - 1, self.layout.eos_id), 1
-        show = None if on_rows is None else _Previews(self.processor, grammar, on_rows, number)
+        show: Callable[[int, Tensor], None] | None = None
         allowed: dict[tuple[int, ...], Tensor] = {}
         while slots := grammar.slots(place):
             if len(slots) == 1 and slots[0] >= 0:
@@ -249,13 +248,16 @@ class _Writer:
                 if fed < len(drawn):
                     decoder.feed(torch.tensor([drawn[fed:]] * len(prompts), device=decoder.device))
                     fed = len(drawn)
-                ids = allowed.setdefault(slots, slot_ids(self.layout, slots).sort().values)
+                ids = allowed.setdefault(slots, grammar.allowed(slots))
                 scores = guidance.combine(decoder.scores(ids)[:, None])
                 token = int(ids[int(sampler.choose(scores, self.count + len(drawn)))])
             drawn.append(token)
             place = grammar.advance(place, token)
-            if show is not None:
-                show(grammar.grid(place), drawn)
+            if on_rows is not None and (grid := grammar.grid(place)) is not None:
+                show = show or previews_of(self.processor, grid, 1, number, on_rows)
+                so_far = torch.tensor(drawn)
+                is_visual = self.layout.vocabulary.is_visual(so_far)
+                show(len(drawn) - len(self.layout.header(grid)), so_far[is_visual][None])
         block = torch.tensor(drawn, dtype=torch.int64)
         self.segments.append(Segment(block, True))
         self._pending += drawn[fed:] if decoder is self._decoder else drawn
@@ -263,27 +265,6 @@ class _Writer:
         self.count += len(drawn)
         image: Image.Image = self.processor.decode_images(block)[0][0]
         return image
-
-
-class _Previews:
-    """Shows one picture whenever another row of it is complete."""
-
-    def __init__(self, processor: MultimodalProcessor, grammar: BlockGrammar, on_rows: OnRows, number: int) -> None:
-        self.processor, self.grammar, self.on_rows, self.number = processor, grammar, on_rows, number
-        self._ends: dict[Grid, dict[int, int]] = {}
-
-    def __call__(self, grid: Grid | None, drawn: list[int]) -> Any:
-        if grid is None:
-            return
-        layout = self.processor.layout
-        if grid not in self._ends:
-            ends = steps_of_rows(layout, grid)
-            self._ends[grid] = {end: row + 1 for row, end in enumerate(ends)}
-        rows_done = self._ends[grid].get(len(drawn) - len(layout.header(grid)))
-        if rows_done is not None:
-            ids = torch.tensor(drawn)
-            visual = ids[layout.vocabulary.is_visual(ids)][None]
-            self.on_rows(preview_images(self.processor, visual, grid, rows_done)[0], rows_done, self.number)
 
 
 def join_pieces(pieces: Iterable[str | Image.Image]) -> list[str | Image.Image]:

@@ -70,3 +70,18 @@ def preview_images(
             done = round(image.height * rows_done / grid[0])
             image.paste(UNDRAWN, (0, done, image.width, image.height))
     return images
+
+
+def previews_of(
+    processor: MultimodalProcessor, grid: Sequence[int], every: int, first: int, on_rows: OnRows
+) -> Callable[[int, Tensor], None]:
+    """Return what to call after each token: it shows a batch's pictures, of which the first has the number `first`."""
+    ends = steps_of_rows(processor.layout, grid)
+    shown = {end: row + 1 for row, end in enumerate(ends) if (row + 1) % every == 0 or row + 1 == len(ends)}
+
+    def show(step: int, visual_ids: Tensor) -> None:
+        if step in shown:
+            for number, image in enumerate(preview_images(processor, visual_ids, grid, shown[step]), first):
+                on_rows(image, shown[step], number)
+
+    return show

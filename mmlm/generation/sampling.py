@@ -1,8 +1,7 @@
 """Sampling with a random stream of its own for each row.
 
 `generate(do_sample=True)` draws all rows from one global generator: a picture would depend on its neighbours in the
-batch, and the two halves of a guided batch would drift apart. Here the random numbers of a row are known before it
-starts, and the token that they pick is the only one left with a finite score, so greedy decoding takes it.
+batch. Here the random numbers of a row are known before it starts.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import random
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from mmlm.recipes.sampling import Sampling
 from visual_tokenizer.errors import UserError
@@ -64,30 +62,17 @@ def pick(scores: Tensor, uniforms: Tensor) -> Tensor:
     return tokens.squeeze(-1).clamp(max=scores.shape[-1] - 1)  # only NaN scores lead past the end
 
 
-class RowSampler(LogitsProcessor):
-    """Leaves one token with a finite score in each row: use it last, with `do_sample=False`.
+class RowSampler:
+    """Draws one token a row.
 
     Args:
-        uniforms: (B, steps) float64, one row of `row_uniforms` for each row of the batch; a batch of m · B rows is
-            taken as m copies of the same B rows, which get the same tokens.
-        prompt_length: tokens of a row before the first one that is drawn, padding included.
+        uniforms: (B, steps) float64, one row of `row_uniforms` for each row of the batch.
         sampling: temperature, top_k and top_p.
     """
 
-    supports_continuous_batching = False
-
-    def __init__(self, uniforms: Tensor, prompt_length: int, sampling: Sampling) -> None:
-        self.uniforms = uniforms
-        self.prompt_length = prompt_length
-        self.sampling = sampling
+    def __init__(self, uniforms: Tensor, sampling: Sampling) -> None:
+        self.uniforms, self.sampling = uniforms, sampling
         self._is_sound = torch.ones((), dtype=torch.bool, device=uniforms.device)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores (m · B, V): 0 at the picked token of each row, -inf elsewhere."""
-        step = min(input_ids.shape[1] - self.prompt_length, self.uniforms.shape[1] - 1)
-        rows = self.uniforms.shape[0]
-        tokens = self.choose(scores[:rows], step).repeat(scores.shape[0] // rows)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens[:, None], 0.0)
 
     def choose(self, scores: Tensor, step: int) -> Tensor:
         """Return the tokens (B,) int64 of scores (B, V) at `step`."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmlm.generation.constraints import TextConstraint
 from mmlm.generation.decoder import CachedDecoder
 from mmlm.generation.sampling import RowSampler
 from mmlm.processing import MultimodalProcessor
@@ -18,10 +17,15 @@ STEPS_BETWEEN_LOOKS = 8
 
 
 def text_ids_of(model: PreTrainedModel, processor: MultimodalProcessor) -> Tensor:
-    """Return the ids (n,) int64 that text may consist of, EOS among them, in ascending order."""
-    dead = processor.merge.dead_ranges if processor.merge is not None else []
-    constraint = TextConstraint(processor.layout, model.get_output_embeddings().weight.shape[0], dead)
-    return (~constraint.mask).nonzero().flatten()
+    """Return the ids (n,) int64 that text may consist of, in ascending order.
+
+    EOS is among them, and no visual, structural, control or dead token.
+    """
+    layout, tokenizer = processor.layout, processor.tokenizer
+    ids = torch.arange(model.get_output_embeddings().weight.shape[0])
+    special = torch.tensor(tokenizer.all_special_ids, dtype=torch.int64)
+    is_other = layout.is_picture_token(ids) | torch.isin(ids, special) | (ids >= len(tokenizer))
+    return ids[~(is_other | torch.isin(ids, processor.dead_ids)) | (ids == layout.eos_id)]
 
 
 @torch.no_grad()

@@ -235,19 +235,6 @@ class Layout:
             self._orders[grid] = order
         return self._orders[grid]
 
-    def row_ends(self, grid: Sequence[int]) -> list[int]:
-        """Return for each raster row how many of the block's tokens must be there until all of its codes are.
-
-        Rows of a clip count on from frame to frame; a picture without rows is one row. A row that is complete can be
-        shown while the rest is still being drawn.
-        """
-        places = (self.template(grid) < 0).nonzero().flatten()
-        by_code = torch.empty_like(places)
-        by_code[self.slot_order(grid)] = places
-        rows = math.prod(grid[:-1]) if len(grid) > 1 else 1
-        ends: list[int] = (by_code.view(rows, -1).amax(1) + 1).tolist()
-        return ends
-
     def header(self, grid: Sequence[int]) -> Tensor:
         """Return the fixed ids (h,) before the block's first visual slot: a prompt ends with them."""
         template = self.template(grid)

@@ -107,23 +107,3 @@ def published_table(vocabulary_map: Mapping[str, int]) -> list[int]:
     if not table or sorted(table) != list(range(len(table))):
         raise UserError(f"the vocabulary's {len(table)} visual names are not the indices 0 … {len(table) - 1}")
     return [table[index] for index in range(len(table))]
-
-
-def grid_of_area(ratio: str, area: int, pixels_per_token: int = 8) -> tuple[int, int]:
-    """Return the token grid (H, W) of a picture of `area` pixels whose sides have the `ratio` "width:height".
-
-    Raises:
-        UserError: no such ratio, or an area below one token.
-    """
-    match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", ratio, flags=re.ASCII)
-    if match is None or area < 1 or pixels_per_token < 1:
-        raise UserError(
-            "ratio must be 'width:height', area and pixels_per_token 1 or more; "
-            f"got {ratio!r}, {area}, {pixels_per_token}"
-        )
-    width, height = int(match[1]), int(match[2])
-    scale = (area / (width * height)) ** 0.5 / pixels_per_token
-    grid = round(height * scale), round(width * scale)
-    if min(grid) < 1:
-        raise UserError(f"a picture of {ratio} and {area} pixels has no token of {pixels_per_token} pixels")
-    return grid

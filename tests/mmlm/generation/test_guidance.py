@@ -5,7 +5,6 @@ import torch
 
 from mmlm.generation.drawing import draw_pictures
 from mmlm.generation.guidance import (
-    ClassifierFreeGuidance,
     Guidance,
     TextAndImageGuidance,
     TextGuidance,
@@ -25,17 +24,6 @@ def test_guide_is_the_formula(scale):
     conditional, unconditional = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
     wanted = unconditional + scale * (conditional - unconditional)
     torch.testing.assert_close(guide(conditional, unconditional, scale), wanted)
-
-
-def test_both_halves_get_the_guided_scores():
-    scores = torch.tensor([[1.0, 2.0], [0.0, 5.0]])
-    guided = ClassifierFreeGuidance(3.0)(torch.zeros(2, 1, dtype=torch.int64), scores)
-    assert guided.tolist() == [[3.0, -4.0], [3.0, -4.0]]
-
-
-def test_an_odd_batch_is_refused():
-    with pytest.raises(ValueError, match="got 3 in all"):
-        ClassifierFreeGuidance(2.0)(torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 4))
 
 
 class Recorder:
@@ -58,7 +46,7 @@ def check_against_separate_passes(merged, prompts, guidance, slow_contexts, form
     layout = processor.layout
     ids = processor.vocabulary.visual_ids()
     recorder = Recorder(guidance)
-    sampler = RowSampler(torch.stack([row_uniforms(0, str(row), 0, 10) for row in range(len(prompts))]), 0, Sampling())
+    sampler = RowSampler(torch.stack([row_uniforms(0, str(row), 0, 10) for row in range(len(prompts))]), Sampling())
     drawn = draw_pictures(model, layout, GRID, read_prompts(processor, prompts), recorder, sampler)
     assert drawn.shape == (len(prompts), 8)
     assert len(recorder.guided) == 8

@@ -2,24 +2,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from mmlm.generation.block_grammar import BlockGrammar
-from mmlm.generation.constraints import GrammarConstraint, InterleavedConstraint, TextConstraint
 from mmlm.layouts.base import Layout, MalformedSequenceError
 from visual_tokenizer.errors import UserError
 
-VISUAL, ROWS = 150, 300
+VISUAL = 150
 
 
-def draw(constraint, prompts: Tensor, steps: int, seed: int = 0) -> Tensor:
-    """Sample uniformly among what is allowed, with no model."""
+def draw(grammar: BlockGrammar, ids: list[int], seed: int) -> list[int]:
+    """Sample uniformly among what is allowed after the first tokens of a block, with no model."""
     generator = torch.Generator().manual_seed(seed)
-    ids = prompts
-    for _ in range(steps):
-        scores = constraint(ids, torch.zeros(len(ids), ROWS))
-        token = torch.multinomial(scores.softmax(-1), 1, generator=generator)
-        ids = torch.cat([ids, token], 1)
+    place, ids = walk(grammar, ids), list(ids)
+    while not grammar.is_complete(place):
+        allowed = grammar.allowed(grammar.slots(place))
+        ids.append(int(allowed[torch.randint(len(allowed), (), generator=generator)]))
+        place = grammar.advance(place, ids[-1])
     return ids
 
 
@@ -43,7 +41,6 @@ def test_every_block_of_its_grids_is_taken_and_no_other(emu3: Layout) -> None:
         place = walk(grammar, block)
         assert grammar.is_complete(place)
         assert grammar.grid(place) == grid
-        assert grammar.complete_rows(place) == (4 if len(grid) == 3 else grid[0])
         for length in range(len(block)):
             assert not grammar.is_complete(walk(grammar, block[:length]))
         with pytest.raises(MalformedSequenceError, match="nothing: the block is complete"):
@@ -57,75 +54,40 @@ def test_every_block_of_its_grids_is_taken_and_no_other(emu3: Layout) -> None:
         BlockGrammar(emu3, [])
 
 
-def test_rows_are_counted_while_a_picture_is_drawn(emu3: Layout) -> None:
-    grammar = BlockGrammar(emu3, [(2, 3), (3, 2)])
-    place, seen = grammar.start, []
-    for token in emu3.block(torch.zeros(2, 3, dtype=torch.int64)).tolist():
-        place = grammar.advance(place, token)
-        seen.append(grammar.complete_rows(place))
-    assert seen == [0] * 7 + [1] * 4 + [2] * 4
-
-
 def test_rows_of_a_batch_choose_their_own_size(emu3: Layout) -> None:
     grids = [(1, 2), (2, 2), (2, 1, 1), (1, 11)]
     grammar = BlockGrammar(emu3, grids)
-    prompts = torch.tensor([[0, 97, 98]] * 12)
-    constraint = GrammarConstraint(grammar, prompt_length=3)
-    drawn = [draw(constraint, prompts, 30, seed) for seed in range(2)]  # the same object serves the next call too
     chosen = set()
-    for ids in torch.cat(drawn):
+    for seed in range(24):
+        ids = draw(grammar, [], seed)
         (block,) = emu3.find_blocks(ids)
-        assert block.start == 3
-        assert (ids[block.end :] == emu3.eos_id).all()
+        assert (block.start, block.end) == (0, len(ids))
         chosen.add(block.grid)
     assert chosen == set(grids)
 
 
 def test_the_opening_of_the_block_may_be_in_the_prompt(emu3: Layout) -> None:
-    header = emu3.header((2, 2))
-    constraint = GrammarConstraint(BlockGrammar(emu3, [(2, 2), (1, 2)]), prompt_length=1)
-    ids = draw(constraint, torch.cat([torch.tensor([97]), header])[None], 12)
-    assert [block.grid for block in emu3.find_blocks(ids[0])] == [(2, 2)]
+    ids = draw(BlockGrammar(emu3, [(2, 2), (1, 2)]), emu3.header((2, 2)).tolist(), 0)
+    assert [block.grid for block in emu3.find_blocks(ids)] == [(2, 2)]
 
 
 def test_pictures_of_variable_length_end_where_they_like(build) -> None:
     layout = build({"type": "sequence", "min_length": 2, "max_length": 5}, (5,), books=2)
     grammar = BlockGrammar(layout, [(length,) for length in layout.lengths])
-    prompts = torch.zeros(40, 1, dtype=torch.int64)
     lengths = set()
-    for ids in draw(GrammarConstraint(grammar, 1), prompts, 14):
+    for seed in range(40):
+        ids = draw(grammar, [], seed)
         (block,) = layout.find_blocks(ids)
         lengths.add(block.grid[0])
         assert layout.block_indices(ids, block).shape == (block.grid[0], 2)
     assert lengths == {2, 3, 4, 5}
 
 
-def test_text_and_pictures_alternate_and_nothing_is_cut_off(emu3: Layout) -> None:
-    grammar = BlockGrammar(emu3, [(1, 1), (1, 2), (2, 1)])
-    text = TextConstraint(emu3, ROWS)
-    text.mask[:] = True
-    text.mask[[97, 98, 99, 100, emu3.eos_id]] = False
-    pictures = 0
-    for seed in range(2):
-        constraint = InterleavedConstraint(grammar, text, prompt_length=2, max_length=80)
-        ids = draw(constraint, torch.full((60, 2), 97), 78, seed)
-        for row in ids:
-            blocks = emu3.find_blocks(row)  # raises where a block is cut off
-            pictures = max(pictures, len(blocks))
-            end = (row == emu3.eos_id).nonzero().flatten()
-            if len(end):
-                assert (row[end[0] :] == emu3.eos_id).all()
-                assert not blocks or blocks[-1].end <= end[0]
-    assert pictures >= 2
-
-
-def test_a_block_is_not_begun_where_none_fits(emu3: Layout) -> None:
+def test_only_blocks_that_fit_are_begun(emu3: Layout) -> None:
     grammar = BlockGrammar(emu3, [(1, 1), (2, 2)])
-    constraint = InterleavedConstraint(grammar, TextConstraint(emu3, ROWS), prompt_length=1, max_length=20)
     assert grammar.shortest == 9
-    for length, open_is_allowed in [(11, True), (12, False)]:
-        scores = constraint(torch.full((1, length), 97), torch.zeros(1, ROWS))
-        assert bool(scores[0, emu3.start_id].isfinite()) is open_is_allowed
+    assert grammar.start_within(9).fitting == (0,)
+    assert grammar.is_complete(grammar.start_within(8))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from mmlm.codebook_patterns.base import PatternConfig
 from mmlm.data.document_sequences import DocumentSequences
 from mmlm.data.pair_shards import PairRows
 from mmlm.documents.pictures import Pictures, PicturesConfig
+from mmlm.generation.previews import steps_of_rows
 from mmlm.layouts.base import LayoutConfig
 from mmlm.processing import MultimodalProcessor
 from visual_tokenizer.data.sources.base import SourceConfig
@@ -81,11 +82,11 @@ def test_pictures_come_back_in_every_pattern(build, kind, pattern, books, size, 
 
 
 def test_a_row_is_complete_when_its_last_code_is_there(build) -> None:
-    assert build({"type": "emu3"}, (2, 3)).row_ends((2, 3)) == [8, 12]  # header of 5 tokens, an EOL between
-    assert build({"type": "llamagen"}, (2, 3)).row_ends((2, 3)) == [3, 6]
+    assert steps_of_rows(build({"type": "emu3"}, (2, 3)), (2, 3)) == [3, 7]  # an EOL stands between
+    assert steps_of_rows(build({"type": "llamagen"}, (2, 3)), (2, 3)) == [3, 6]
     coarse = build({"type": "chameleon", "pattern": {"type": "coarse_first"}}, (2, 3), books=2)
-    assert coarse.row_ends((2, 3)) == [10, 13]
-    assert build({"type": "emu3"}, (2, 1, 2)).row_ends((2, 1, 2)) == [9, 13]
+    assert steps_of_rows(coarse, (2, 3)) == [9, 12]
+    assert steps_of_rows(build({"type": "emu3"}, (2, 1, 2)), (2, 1, 2)) == [2, 6]
 
 
 def test_the_patterns_token_belongs_to_the_layout(build) -> None:
