@@ -1,6 +1,6 @@
 """Captions that the model writes for pictures, against the pictures' own.
 
-BLEU by sacrebleu, ROUGE-L and CIDEr-D as their papers say; see `mmlm.caption_scores`. A picture has one reference, its
+BLEU by sacrebleu, ROUGE-L and CIDEr-D as their papers say; see `mmlm/scores`. A picture has one reference, its
 caption. Where captions have fewer than four words, BLEU-4 and the longer runs of CIDEr-D find next to nothing: look at
 BLEU-1, ROUGE-L and the exact matches.
 """
