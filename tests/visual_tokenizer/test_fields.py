@@ -34,7 +34,7 @@ class Fields(Section):
     [
         ({"strengths": [1, 0.1]}, r"strengths must be growing, got \[1, 0.1\]"),
         ({"strengths": [1, 1]}, r"strengths must be growing, got \[1, 1\]"),
-        ({"strengths": []}, r"strengths must hold 1 or more, got \[\]"),
+        ({"strengths": []}, r"strengths must hold 1 or more items, got \[\]"),
         ({"strengths": [0, 1]}, r"strengths\[0\] must be above 0, got 0"),
         ({"strengths": 3}, r"strengths must be a list, got 3"),
         ({"layers": [2, 0, 2]}, r"layers must be all different, got \[2, 0, 2\]"),
@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_named(given: dict, message: str) -> None:
 def test_what_fits_is_taken() -> None:
     Fields(strengths=[2], layers=[3, 1], most=2, scale=[0.5, 2])
     rules = {name: rule_of(hint) for name, hint in declared_types(Fields).items()}
-    assert rules["strengths"] == "growing, hold 1 or more, each above 0"
+    assert rules["strengths"] == "growing, 1 or more items, each above 0"
     assert rules["most"] == "0 or 2 or more"
 
 

@@ -70,7 +70,11 @@ def rule_of(hint: Any) -> str:
     """Return the declared range of a type in words, or an empty string: `2 or more`, `in [0, 1)`, `each above 0`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        parts = [_bounds(arguments[1:]), _lengths(arguments[1:]), rule_of(arguments[0])]
+        parts = [
+            _bounds(arguments[1:]),
+            _lengths(arguments[1:], "character" if arguments[0] is str else "item"),
+            rule_of(arguments[0]),
+        ]
         return ", ".join(part for part in parts if part)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
@@ -146,8 +150,11 @@ def _check_declared(declared: tuple[Any, ...], value: Any, name: str) -> None:
         raise UserError(f"{name} must be given, got null")
     for rule in _flat(declared):
         if not _holds(rule, value, name):
-            words = _lengths(declared) if isinstance(rule, (MinLen, MaxLen)) else f"be {_bounds(declared)}"
-            raise UserError(f"{name} must {words}, got {value}")
+            if isinstance(rule, (MinLen, MaxLen)):
+                words = f"hold {_lengths(declared, 'character' if isinstance(value, str) else 'item')}"
+            else:
+                words = f"be {_bounds(declared)}"
+            raise UserError(f"{name} must {words}, got {value!r}")
 
 
 def _holds(rule: BaseMetadata, value: Any, name: str) -> bool:
@@ -213,9 +220,11 @@ def _bounds(declared: tuple[Any, ...]) -> str:
     return " and ".join(part for part in (words, *others) if part)
 
 
-def _lengths(declared: tuple[Any, ...]) -> str:
+def _lengths(declared: tuple[Any, ...], noun: str) -> str:
     least = next((rule.min_length for rule in _flat(declared) if isinstance(rule, MinLen)), 0)
     most = next((rule.max_length for rule in _flat(declared) if isinstance(rule, MaxLen)), None)
-    if most is not None:
-        return f"hold {least}" if least == most else f"hold {least} to {most}"
-    return f"hold {least} or more" if least else ""
+    if most is None:
+        words = f"{least} or more" if least else ""
+    else:
+        words = str(least) if least == most else f"{least} to {most}"
+    return f"{words} {noun}{'s' * (words != '1')}" if words else ""

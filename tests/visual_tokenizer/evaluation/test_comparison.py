@@ -100,7 +100,7 @@ def test_what_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(UserError, match="holds 2 reports; name one"):
         load_report(tmp_path)
     assert evaluate.main(["--compare", "[one.json]"]) == 2
-    assert "compare must hold 2 or more, got" in capsys.readouterr().err
+    assert "compare must hold 2 or more items, got" in capsys.readouterr().err
 
 
 def test_names_are_as_short_as_they_tell_apart() -> None:

@@ -126,7 +126,7 @@ def test_a_tokenizer_of_two_levels(tmp_path):
 def test_bad_fields():
     for fields, message in (
         ({"grid": [4, 5]}, r"grid\[1\] must be 2 or more and a multiple of 2, got 5"),
-        ({"grid": [4]}, r"grid must hold 2, got \[4\]"),
+        ({"grid": [4]}, r"grid must hold 2 items, got \[4\]"),
         ({"code_dim": 0}, "code_dim must be 1 or more"),
         ({"top": {**VQ, "codebook_size": 8}}, "one codebook_size, got 8 and 16"),
         ({"top": {"type": "product", "base": VQ}}, "one num_codebooks, got 2 and 1"),

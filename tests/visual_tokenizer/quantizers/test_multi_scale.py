@@ -206,9 +206,9 @@ def test_a_tokenizer_of_scales(one_dimensional, product, tmp_path):
 
 def test_bad_fields():
     for fields, message in (
-        ({"scales": []}, r"scales must hold 1 or more, got \[\]"),
+        ({"scales": []}, r"scales must hold 1 or more items, got \[\]"),
         ({"scales": [0, 4]}, r"scales\[0\] must be 1 or more, got 0"),
-        ({"scales": [[1, 2, 3], 4]}, r"scales\[0\] must hold 2, got \[1, 2, 3\]"),
+        ({"scales": [[1, 2, 3], 4]}, r"scales\[0\] must hold 2 items, got \[1, 2, 3\]"),
         ({"scales": [4, 2]}, "scales must not be larger than the last"),
         ({"phi_ratio": 1.5}, "phi_ratio must be in"),
         ({"phi_count": 0}, "phi_count must be 1 or more"),

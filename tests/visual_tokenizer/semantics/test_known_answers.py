@@ -151,7 +151,7 @@ def test_a_class_that_was_never_seen_is_wrong(meaningful: SemanticData) -> None:
         ({"type": "knn", "neighbours": 0}, "neighbours must be 1 or more, got 0"),
         ({"type": "linear_probe", "strengths": [1, 0.1]}, r"strengths must be growing, got \[1.0, 0.1\]"),
         ({"type": "linear_probe", "validation_fraction": 1}, r"validation_fraction must be in \(0, 1\), got 1"),
-        ({"type": "text_retrieval", "ranks": []}, r"ranks must hold 1 or more, got \[\]"),
+        ({"type": "text_retrieval", "ranks": []}, r"ranks must hold 1 or more items, got \[\]"),
         ({"type": "purity", "shuffles": 0}, "shuffles must be 1 or more, got 0"),
         ({"type": "mutual_information", "shuffles": 0}, "shuffles must be 1 or more, got 0"),
     ],
