@@ -7,9 +7,8 @@ the training split, and the first pictures that were held out of it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -18,7 +17,7 @@ from annotated_types import Ge
 from mmlm.measures.base import Findings, Measure, MeasureConfig, Subject
 from mmlm.merging.folder import load_merged
 from mmlm.recipes.sampling import Scale, Temperature, TopK, TopP
-from mmlm.scores.picture_bank import NETWORK, Accuracy
+from mmlm.scores.picture_bank import NETWORK
 from visual_tokenizer.data.sources.base import SourceConfig, Split
 from visual_tokenizer.evaluation.plots import save_picture
 from visual_tokenizer.fields.ranges import Section
@@ -28,10 +27,15 @@ from visual_tokenizer.runs.files import save_json
 
 DRAWING = "drawing"
 """The measure whose values stand in evaluation.json under names of their own."""
-
-
-def _default_measures() -> list[Any]:
-    return [DRAWING]
+VALUES_OF_DRAWING: dict[str, Any] = {
+    "generated": None,
+    "reconstructed": None,
+    "chance": None,
+    "losses": {},
+    "prompts": [],
+    "num_pictures": 0,
+}
+"""Their names, in the file's order, and what stands there without the measure."""
 
 
 @dataclass(kw_only=True)
@@ -46,7 +50,7 @@ class LMEvaluationRecipe(Section):
     """The pictures and captions on which it was trained."""
     output: str
     """Folder for evaluation.json and the sheets of pictures; files of those names are replaced."""
-    measures: list[Any] = field(default_factory=_default_measures)
+    measures: list[Any] = field(default_factory=lambda: [DRAWING])
     """Parts of `mmlm.measures`, each once: names, or `{type: name, field: value}`."""
     split: Split = "train"
     """Split of the source that gives prompts and neighbours."""
@@ -73,75 +77,25 @@ class LMEvaluationRecipe(Section):
             raise ConfigError(f"measures must hold one of {', '.join(MeasureConfig.family.names())} or more, got none")
 
 
-@dataclass
-class EvaluationReport:
-    """Result of `evaluate`; written to evaluation.json. The first six are those of the measure `drawing`."""
-
-    generated: Accuracy | None = None
-    """Of the drawings."""
-    reconstructed: Accuracy | None = None
-    """Of the visual tokenizer's reconstructions of the originals: the most that can be reached."""
-    chance: Accuracy | None = None
-    """Of pictures taken at random."""
-    losses: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """Split → kind of token → nats a token, of caption → picture."""
-    prompts: list[dict[str, Any]] = field(default_factory=list)
-    """`caption`, `key` of its original, `rank` of the nearest picture of the same caption, from 1."""
-    num_pictures: int = 0
-    """Training pictures compared with."""
-    measures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name of each other measure → what it found; see its file."""
-    protocol: dict[str, Any] = field(default_factory=dict)
-    """Settings, network, versions."""
-
-
 Report = Callable[[str, Findings], Any]
 """Called with the name of each measure and what it found, as soon as it is known."""
 
 
-def evaluate(
-    model_dir: str | os.PathLike[str],
-    source: SourceConfig | Mapping[str, Any],
-    num_prompts: int = 64,
-    seed: int = 0,
-    output_dir: str | os.PathLike[str] | None = None,
-    measures: Sequence[str | Mapping[str, Any] | MeasureConfig] = (DRAWING,),
-    **settings: Any,
-) -> EvaluationReport:
-    """Measure a merged model; by default, draw training captions and look the drawings up among the training pictures.
+def evaluate_by_recipe(
+    recipe: LMEvaluationRecipe, show_progress: bool = False, report: Report | None = None
+) -> dict[str, Any]:
+    """Measure a merged model as a recipe says; write evaluation.json and the sheets to its `output`.
 
-    Args:
-        model_dir: folder of the merged model.
-        source: the pictures and captions of its training: a section `{"type": name, **fields}` or a config.
-        num_prompts: captions that are drawn, and pairs of each split that are measured.
-        seed: of the drawings.
-        output_dir: where evaluation.json and the sheets go; the model's folder by default.
-        measures: parts of `mmlm.measures`: names, sections or configs.
-        **settings: further fields of `LMEvaluationRecipe`.
+    Returns:
+        What evaluation.json holds: the values of the measure `drawing`, empty where it is not among the measures;
+        `measures`: name of each other measure → what it found; `protocol`: settings, network, versions.
 
     Raises:
         DataSourceError: no pictures with captions.
         MissingFileError: no merged model.
         UserError: a wrong setting.
-        ConfigError: no such measure, or a wrong field of one.
         MissingWeightsError: a network that a measure looks through is not on this machine.
     """
-    recipe = LMEvaluationRecipe(
-        model=os.fspath(model_dir),
-        data=SourceConfig.family.config(source),
-        output=os.fspath(model_dir if output_dir is None else output_dir),
-        measures=MeasureConfig.family.configs(measures, "measures"),
-        num_prompts=num_prompts,
-        seed=seed,
-        **settings,
-    )
-    return evaluate_by_recipe(recipe)
-
-
-def evaluate_by_recipe(
-    recipe: LMEvaluationRecipe, show_progress: bool = False, report: Report | None = None
-) -> EvaluationReport:
-    """Run `evaluate` as a recipe says, and write evaluation.json and the sheets to its `output`."""
     family = MeasureConfig.family
     measures: list[Measure] = [family.build(config) for config in family.configs(recipe.measures, "measures")]
     model, processor = load_merged(recipe.model)
@@ -163,35 +117,20 @@ def evaluate_by_recipe(
         found[name] = measure.measure(subject)
         if report is not None:
             report(name, found[name])
-    result = EvaluationReport(
-        measures={name: one.values for name, one in found.items() if name != DRAWING},
-        protocol={
+    drawing = found[DRAWING].values if DRAWING in found else {}
+    result = {
+        **{name: drawing.get(name, empty) for name, empty in VALUES_OF_DRAWING.items()},
+        "measures": {name: one.values for name, one in found.items() if name != DRAWING},
+        "protocol": {
             "network": NETWORK,
-            **_plain(recipe),
+            **{name: value for name, value in vars(recipe).items() if name not in ("data", "measures")},
+            "data": recipe.data.to_dict(),
             "measures": [measure.protocol() for measure in measures],
             "sampling": processor.sampling,
             **provenance(),
         },
-    )
-    if DRAWING in found:
-        values = found[DRAWING].values
-        for name in ("generated", "reconstructed", "chance"):
-            setattr(result, name, Accuracy(**values[name]))
-        for name in ("losses", "prompts", "num_pictures"):
-            setattr(result, name, values[name])
-    _write(result, list(found.values()), recipe)
-    return result
-
-
-def _plain(recipe: LMEvaluationRecipe) -> dict[str, Any]:
-    return {
-        **{key: value for key, value in vars(recipe).items() if key not in ("data", "measures")},
-        "data": recipe.data.to_dict(),
     }
-
-
-def _write(result: EvaluationReport, found: list[Findings], recipe: LMEvaluationRecipe) -> None:
-    folder = Path(recipe.output)
-    for name, sheet in [item for one in found for item in one.sheets.items()]:
-        save_picture(sheet, folder / f"{name}.png")
-    save_json(asdict(result), folder / "evaluation.json")
+    for name, sheet in [item for one in found.values() for item in one.sheets.items()]:
+        save_picture(sheet, Path(recipe.output, f"{name}.png"))
+    save_json(result, Path(recipe.output, "evaluation.json"))
+    return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar
@@ -38,40 +38,33 @@ class Pairs:
         return len(self.captions)
 
 
+@dataclass(eq=False)
 class Subject:
-    """A merged model and what it is measured on; whatever several measures need is made once, when it is asked for.
+    """A merged model and what it is measured on; whatever several measures need is made once, when it is asked for."""
 
-    Args:
-        model: merged causal LM in eval mode.
-        processor: the one of the same folder, with its visual tokenizer.
-        source: pictures and captions.
-        split: of the source; gives prompts and neighbours.
-        num_pairs: captions that are drawn, and pairs of each split that are measured, at most.
-        max_pictures: pictures of the split that are looked through, the first ones.
-        batch_size: drawings, or sequences, at a time.
-        seed: of the drawings.
-        sampling: further settings of `generate_images`.
-        show_progress: draw bars on stderr.
-    """
+    model: PreTrainedModel
+    """Merged causal LM in eval mode."""
+    processor: MultimodalProcessor
+    """The one of the same folder, with its visual tokenizer."""
+    source: Source
+    """Pictures and captions."""
+    _: KW_ONLY
+    split: str = "train"
+    """Of the source; gives prompts and neighbours."""
+    num_pairs: int = 64
+    """Captions that are drawn, and pairs of each split that are measured, at most."""
+    max_pictures: int = 20_000
+    """Pictures of the split that are looked through, the first ones."""
+    batch_size: int = 16
+    """Drawings, or sequences, at a time."""
+    seed: int = 0
+    """Of the drawings."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of `generate_images`."""
+    show_progress: bool = False
+    """Draw bars on stderr."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: MultimodalProcessor,
-        source: Source,
-        *,
-        split: str = "train",
-        num_pairs: int = 64,
-        max_pictures: int = 20_000,
-        batch_size: int = 16,
-        seed: int = 0,
-        sampling: Mapping[str, Any] | None = None,
-        show_progress: bool = False,
-    ) -> None:
-        self.model, self.processor, self.source, self.split = model, processor, source, split
-        self.num_pairs, self.max_pictures, self.batch_size, self.seed = num_pairs, max_pictures, batch_size, seed
-        self.sampling = dict(sampling or {})
-        self.show_progress = show_progress
+    def __post_init__(self) -> None:
         self._drawings: dict[str, list[Image.Image]] = {}
         self._pairs: dict[str, Pairs] = {}
 
@@ -136,6 +129,19 @@ class Subject:
     def reconstructions(self, split: str) -> list[Image.Image]:
         """Return the visual tokenizer's pictures of `pairs(split)`: the most that a language model can reach."""
         return self.processor.decode_indices(self.pairs(split).indices)
+
+    def compared(self, split: str) -> dict[str, list[Image.Image]]:
+        """Return drawings, reconstructions and originals of `pairs(split)`."""
+        return {
+            "drawings": self.drawings(split),
+            "reconstructions": self.reconstructions(split),
+            "originals": self.pairs(split).images,
+        }
+
+    def pixels(self, images: list[Image.Image]) -> list[Tensor]:
+        """Return pictures at the size that the model draws, in parts (B, 3, H, W) on its device."""
+        pixels: Tensor = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        return list(pixels.to(self.model.device).split(PICTURES_AT_A_TIME))
 
     def _read(self, split: str, places: list[int]) -> Pairs:
         """Return the pictures at `places`: read again, so that not all are held in memory."""

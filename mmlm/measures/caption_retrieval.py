@@ -64,15 +64,12 @@ class CaptionRetrieval(Measure):
     def _ranks(self, subject: Subject, pairs: Pairs, names: list[str], chosen: Tensor) -> dict[str, Tensor]:
         model, processor, layout = subject.model, subject.processor, subject.processor.layout
         captions = [layout.join(layout.text_ids(name), [layout.eos_id]) for name in names]
-        scores: dict[str, list[Tensor]] = {"caption_given_picture": []}
         with evaluation_mode(model):
+            told = []
             for indices, row in zip(pairs.indices, chosen.tolist(), strict=True):
-                beginning = processor.prompt_for_caption(indices)
-                own = [captions[place] for place in row]
-                scores["caption_given_picture"].append(
-                    continuation_log_likelihoods(model, beginning, own, layout.eos_id, subject.batch_size)
-                )
-            found = {name: torch.stack(one) for name, one in scores.items()}
+                beginning, own = processor.prompt_for_caption(indices), [captions[place] for place in row]
+                told.append(continuation_log_likelihoods(model, beginning, own, layout.eos_id, subject.batch_size))
+            found = {"caption_given_picture": torch.stack(told)}
             if layout.bos_ids:
                 alone = continuation_log_likelihoods(
                     model, torch.tensor(layout.bos_ids), captions, layout.eos_id, subject.batch_size

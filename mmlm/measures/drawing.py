@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmlm.generation.grid import image_grid
 from mmlm.measures.base import Findings, Measure, MeasureConfig, Subject
-from mmlm.scores.likelihood import loss_by_kind
+from mmlm.scores.likelihood import tally_by_kind
 from mmlm.scores.picture_bank import NETWORK
 
 LEAST_CELL = 192
@@ -61,7 +61,8 @@ class Drawing(Measure):
         sequences = [
             subject.processor.caption_to_image(*pair) for pair in zip(pairs.captions, pairs.indices, strict=True)
         ]
-        return loss_by_kind(subject.model, subject.processor.layout, sequences, subject.batch_size)
+        found = tally_by_kind(subject.model, subject.processor.layout, sequences, subject.batch_size)
+        return {kind: tally.loss for kind, tally in found.items()}
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:

@@ -10,7 +10,6 @@ two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, NamedTuple
@@ -82,8 +81,10 @@ class EmbeddingRegression(Measure):
         pictures = load_backbone(PICTURE_NETWORK).to(subject.model.device)
         texts: Any = Family("visual_tokenizer.text_encoders").build({"type": TEXT_NETWORK}).to(subject.model.device)
 
-        def embed(images: Sequence[Image.Image]) -> Tensor:
-            return embed_pictures(pictures, subject, images)
+        @torch.no_grad()
+        def embed(images: list[Image.Image]) -> Tensor:
+            parts = [pictures.embedding(round_pixels(part)) for part in subject.pixels(images)]
+            return torch.cat([part.float().cpu() for part in parts])
 
         measured = {caption for split in subject.splits for caption in subject.pairs(split).captions}
         x, y = [], []
@@ -108,21 +109,9 @@ class EmbeddingRegression(Measure):
         for split in subject.splits:
             pairs = subject.pairs(split)
             wanted = texts(pairs.captions).cpu()
-            originals = embed(pairs.images)
-            found = {
-                "drawings": ridge_map.cosines(embed(subject.drawings(split)), wanted),
-                "reconstructions": ridge_map.cosines(embed(subject.reconstructions(split)), wanted),
-                "originals": ridge_map.cosines(originals, wanted),
-                "other_originals": ridge_map.cosines(originals.roll(-1, 0), wanted),
-            }
+            sets = {name: embed(images) for name, images in subject.compared(split).items()}
+            sets["other_originals"] = sets["originals"].roll(-1, 0)
+            found = {name: ridge_map.cosines(embedded, wanted) for name, embedded in sets.items()}
             values[split] = {"pictures": len(pairs)} | {name: float(one.mean()) for name, one in found.items()}
             rows += [(f"{name.replace('_', ' ')}, {split}", f"cosine {values[split][name]:.4f}") for name in found]
         return Findings(values, rows)
-
-
-@torch.no_grad()
-def embed_pictures(network: Any, subject: Subject, images: Sequence[Image.Image]) -> Tensor:
-    """Return the network's embeddings (N, D) of pictures at the size that the model draws, on the CPU."""
-    pixels = subject.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
-    parts = pixels.to(subject.model.device).split(PICTURES_AT_A_TIME)
-    return torch.cat([network.embedding(round_pixels(part)).float().cpu() for part in parts])

@@ -9,14 +9,13 @@ three together, and compare values only at equal numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Len
-from PIL import Image
 from torch import Tensor
 
 from mmlm.measures.base import Findings, Measure, MeasureConfig, Subject
@@ -25,15 +24,11 @@ from visual_tokenizer.metrics.base import FrechetMetric, MetricConfig, kernel_di
 from visual_tokenizer.registry import ConfigError
 
 
-def _default_metrics() -> list[Any]:
-    return ["feature_distance"]
-
-
 @dataclass(kw_only=True)
 class FeatureDistanceConfig(MeasureConfig):
     """Configures the distance between sets."""
 
-    metrics: Annotated[list[Any], Len(1)] = field(default_factory=_default_metrics)
+    metrics: Annotated[list[Any], Len(1)] = field(default_factory=lambda: ["feature_distance"])
     """Fréchet distances of `visual_tokenizer.metrics`, names or sections: feature_distance (EfficientNet-Lite0 or any
     other network), fid where the weights of Inception are there."""
     reference_pictures: Annotated[int, Ge(2)] = 2048
@@ -69,18 +64,12 @@ class FeatureDistance(Measure):
         }
         rows = []
         for split in subject.splits:
-            sets = {
-                "drawings": subject.drawings(split),
-                "reconstructions": subject.reconstructions(split),
-                "originals": subject.pairs(split).images,
-            }
             values[split] = {}
-            for name, images in sets.items():
-                pixels = subject.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
-                found: dict[str, float] = {"pictures": len(pixels)}
+            for name, images in subject.compared(split).items():
+                parts = subject.pixels(images)
+                found: dict[str, float] = {"pictures": len(images)}
                 for metric, start, kernel in zip(metrics, starts, kernels, strict=True):
                     metric.sums = dict(start)
-                    parts = pixels.to(subject.model.device).split(PICTURES_AT_A_TIME)
                     for part in parts:
                         metric.update(part, is_reference=False)
                     found[metric.name] = metric.compute()[metric.name]
@@ -89,7 +78,7 @@ class FeatureDistance(Measure):
                         found[f"kernel-{metric.name}"] = kernel_distance(embeddings, kernel)
                 values[split][name] = found
                 told = "   ".join(f"{key} {value:.4g}" for key, value in found.items() if key != "pictures")
-                rows.append((f"{name}, {split}, n = {len(pixels)}", told))
+                rows.append((f"{name}, {split}, n = {len(images)}", told))
         return Findings(values, rows)
 
 
@@ -107,9 +96,7 @@ def _build(entry: Any) -> FrechetMetric:
 def _reference(subject: Subject, count: int) -> Iterator[Tensor]:
     samples = islice(subject.samples(subject.split), count)
     while batch := list(islice(samples, PICTURES_AT_A_TIME)):
-        images: Sequence[Image.Image] = [sample["image"] for sample in batch]
-        pixels: Tensor = subject.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
-        yield pixels.to(subject.model.device)
+        yield from subject.pixels([sample["image"] for sample in batch])
 
 
 @torch.no_grad()

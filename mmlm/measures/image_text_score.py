@@ -41,12 +41,7 @@ class ImageTextScore(Measure):
         rows = []
         for split in subject.splits:
             pairs = subject.pairs(split)
-            sets = {
-                "drawings": subject.drawings(split),
-                "reconstructions": subject.reconstructions(split),
-                "originals": pairs.images,
-                "other_originals": [*pairs.images[1:], pairs.images[0]],
-            }
+            sets = subject.compared(split) | {"other_originals": [*pairs.images[1:], pairs.images[0]]}
             values[split] = {"pictures": len(pairs)} | {
                 name: mean_score(scorer, images, pairs, subject.batch_size) for name, images in sets.items()
             }

@@ -88,13 +88,6 @@ def tally_by_kind(
     }
 
 
-def loss_by_kind(
-    model: PreTrainedModel, layout: Layout, sequences: Sequence[Tensor], batch_size: int = 16
-) -> dict[str, float | None]:
-    """Return the mean negative log-likelihood, in nats a token, of each of `KINDS`; see `tally_by_kind`."""
-    return {kind: found.loss for kind, found in tally_by_kind(model, layout, sequences, batch_size).items()}
-
-
 @torch.no_grad()
 def continuation_log_likelihoods(
     model: Any, beginning: Tensor, continuations: Sequence[Tensor], pad_id: int, batch_size: int = 64

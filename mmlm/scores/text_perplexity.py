@@ -49,9 +49,6 @@ def windows(tokens: int, length: int, stride: int) -> list[tuple[int, int, int]]
         tokens: of the text, 2 or more.
         length: most tokens of a window, 2 or more.
         stride: tokens from one window to the next, in 1 … length - 1.
-
-    Raises:
-        ValueError: a number out of its range.
     """
     if tokens < 2:
         raise UserError(f"a text must have 2 tokens or more for one to be predicted, got {tokens}")
@@ -79,9 +76,6 @@ def text_losses(model: Any, ids: Sequence[int], length: int, stride: int, exclud
         length: most tokens of a window.
         stride: tokens from one window to the next; the smaller, the more context and the more work.
         excluded: ids (n,) int64 that `loss_of_words` takes out of the softmax; none of them may be in the text.
-
-    Raises:
-        ValueError: see `windows`; or the text holds an excluded id.
     """
     text = torch.as_tensor(ids, dtype=torch.int64)
     if excluded is not None and len(excluded) and bool(torch.isin(text, excluded).any()):

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 import mmlm.measures.base as module
 from mmlm.cli import app
-from mmlm.evaluate import evaluate
+from mmlm.evaluate import LMEvaluationRecipe, evaluate_by_recipe
 from mmlm.measures.base import spread
 from mmlm.measures.drawing import side_by_side
 from mmlm.merging.merge import merge_vocabulary
-from mmlm.scores.likelihood import kinds_of, loss_by_kind
-from visual_tokenizer.data.sources.base import DataSourceError
+from mmlm.scores.likelihood import kinds_of, tally_by_kind
+from visual_tokenizer.data.sources.base import DataSourceError, SourceConfig
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import ConfigError
 
@@ -54,19 +54,24 @@ def section(folders, **fields):
     return {"type": "image_folder", "folder": str(folders / "pictures"), "heldout_fraction": 0.0, **fields}
 
 
+def evaluate(model, source, output, **settings):
+    data = SourceConfig.family.config(source)
+    return evaluate_by_recipe(LMEvaluationRecipe(model=str(model), data=data, output=str(output), **settings))
+
+
 def test_results_files_and_protocol(folders, tmp_path):
-    result = evaluate(folders / "model", section(folders), num_prompts=4, output_dir=tmp_path, temperature=2.0)
-    assert [prompt["caption"] for prompt in result.prompts] == [f"a {COLORS[i]} box" for i in (1, 3, 5, 7)]
-    assert result.num_pictures == 9
-    assert result.chance.top1 == pytest.approx(1 / 9)
-    assert result.chance.top5 == pytest.approx(5 / 9)
-    ranks = [prompt["rank"] for prompt in result.prompts]
+    result = evaluate(folders / "model", section(folders), num_prompts=4, output=tmp_path, temperature=2.0)
+    assert [prompt["caption"] for prompt in result["prompts"]] == [f"a {COLORS[i]} box" for i in (1, 3, 5, 7)]
+    assert result["num_pictures"] == 9
+    assert result["chance"]["top1"] == pytest.approx(1 / 9)
+    assert result["chance"]["top5"] == pytest.approx(5 / 9)
+    ranks = [prompt["rank"] for prompt in result["prompts"]]
     assert all(1 <= rank <= 9 for rank in ranks)
-    assert result.generated.top5 == sum(rank <= 5 for rank in ranks) / 4
-    assert list(result.losses) == ["train"]
+    assert result["generated"]["top5"] == sum(rank <= 5 for rank in ranks) / 4
+    assert list(result["losses"]) == ["train"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["evaluation.json", "evaluation.png"]
     written = json.loads((tmp_path / "evaluation.json").read_text())
-    assert written["generated"] == {"top1": result.generated.top1, "top5": result.generated.top5}
+    assert written["generated"] == {"top1": result["generated"]["top1"], "top5": result["generated"]["top5"]}
     assert written["protocol"]["temperature"] == 2.0
     assert written["protocol"]["data"]["type"] == "image_folder"
     assert "versions" in written["protocol"]
@@ -74,8 +79,8 @@ def test_results_files_and_protocol(folders, tmp_path):
 
 
 def test_it_is_reproducible(folders, tmp_path):
-    first = evaluate(folders / "model", section(folders), num_prompts=3, output_dir=tmp_path)
-    again = evaluate(folders / "model", section(folders), num_prompts=3, output_dir=tmp_path)
+    first = evaluate(folders / "model", section(folders), num_prompts=3, output=tmp_path)
+    again = evaluate(folders / "model", section(folders), num_prompts=3, output=tmp_path)
     assert first == again
 
 
@@ -88,16 +93,16 @@ def test_drawings_that_are_the_originals_score_full_marks(folders, tmp_path, mon
         return processor.image_processor.postprocess(pixels)
 
     monkeypatch.setattr(module, "generate_images", originals)
-    result = evaluate(folders / "model", section(folders), num_prompts=8, output_dir=tmp_path)
-    assert (result.generated.top1, result.generated.top5) == (1.0, 1.0)
-    assert {prompt["rank"] for prompt in result.prompts} == {1}
+    result = evaluate(folders / "model", section(folders), num_prompts=8, output=tmp_path)
+    assert (result["generated"]["top1"], result["generated"]["top5"]) == (1.0, 1.0)
+    assert {prompt["rank"] for prompt in result["prompts"]} == {1}
 
 
 def test_heldout_losses_stand_beside_those_of_training(folders, tmp_path):
     source = section(folders, heldout_folder=str(folders / "pictures"))
-    result = evaluate(folders / "model", source, num_prompts=9, output_dir=tmp_path)
-    assert list(result.losses) == ["train", "heldout"]
-    assert set(result.losses["heldout"]) == {"text", "image", "structure"}
+    result = evaluate(folders / "model", source, num_prompts=9, output=tmp_path)
+    assert list(result["losses"]) == ["train", "heldout"]
+    assert set(result["losses"]["heldout"]) == {"text", "image", "structure"}
 
 
 def test_command_line_with_the_recipe_of_a_run(folders, tmp_path):
@@ -160,7 +165,7 @@ def test_a_recipe_without_pairs_is_refused(folders, tmp_path):
 )
 def test_wrong_settings(folders, tmp_path, fields, settings, error, message):
     with pytest.raises(error, match=message):
-        evaluate(folders / "model", section(folders, **fields), output_dir=tmp_path, **settings)
+        evaluate(folders / "model", section(folders, **fields), output=tmp_path, **settings)
 
 
 def test_spread_is_even_and_in_order():
@@ -176,13 +181,13 @@ def test_side_by_side_scales_the_right_picture():
     assert (both.getpixel((5, 10)), both.getpixel((30, 10))) == ((255, 0, 0), (0, 0, 255))
 
 
-def test_loss_by_kind_equals_the_loss_of_each_token_alone(merged):
+def test_loss_of_a_kind_equals_the_loss_of_each_token_alone(merged):
     model, processor = merged
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 16, (3, 4, 4), generator=generator)
     captions = ["a red dog", "a black house near the sea", ""]
     sequences = [processor.caption_to_image(*pair) for pair in zip(captions, pictures, strict=True)]
-    found = loss_by_kind(model, processor.layout, sequences, batch_size=2)
+    found = tally_by_kind(model, processor.layout, sequences, batch_size=2)
     single: dict[int, list[float]] = {0: [], 1: [], 2: []}
     with torch.no_grad():
         for ids in sequences:
@@ -193,13 +198,13 @@ def test_loss_by_kind_equals_the_loss_of_each_token_alone(merged):
     fixed = 2 + 4 + 2 + 1 + len(processor.text_ids("4*4"))
     assert [len(single[kind]) for kind in (1, 2)] == [3 * 16, 3 * fixed]
     for kind, name in enumerate(("text", "image", "structure")):
-        assert found[name] == pytest.approx(sum(single[kind]) / len(single[kind]), rel=1e-5)
+        assert found[name].loss == pytest.approx(sum(single[kind]) / len(single[kind]), rel=1e-5)
 
 
 def test_kinds_without_tokens_have_no_loss(merged):
     model, processor = merged
     bos = processor.layout.bos_ids
-    found = loss_by_kind(model, processor.layout, [torch.tensor([*bos, *processor.text_ids("a red dog")])])
-    assert found["text"] is not None
-    assert found["image"] is None
-    assert found["structure"] is None
+    found = tally_by_kind(model, processor.layout, [torch.tensor([*bos, *processor.text_ids("a red dog")])])
+    assert found["text"].loss is not None
+    assert found["image"].loss is None
+    assert found["structure"].loss is None
