@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,30 +35,40 @@ def index_lines(files: Sequence[str], check: Callable[[Any, str], Any]) -> datas
     Raises:
         DataSourceError: a line is not JSON or not a document; file and line are named.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
-    for file in files:
-        start = 0
-        with open(file, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    entry = _parse(line, f"{file}, line {number}")
-                    try:
-                        check(entry, file)
-                    except BrokenDocumentError as error:
-                        raise DataSourceError(f"{file}, line {number}: {error}") from error
-                    named = entry.get(KEY) if isinstance(entry, Mapping) else None
-                    key = f"{Path(file).name}-{number:08d}" if named is None else str(named)
-                    for name, value in zip(FEATURES, (key, file, start, len(line)), strict=True):
-                        columns[name].append(value)
-                start += len(line)
-    return datasets.Dataset.from_dict(columns, features=FEATURES)
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for file in files:
+            start = 0
+            with open(file, "rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        try:
+                            entry = json.loads(line)
+                        except ValueError as error:  # not UTF-8, or not JSON
+                            raise DataSourceError(f"{file}, line {number}: not JSON: {error}") from error
+                        try:
+                            check(entry, file)
+                        except BrokenDocumentError as error:
+                            raise DataSourceError(f"{file}, line {number}: {error}") from error
+                        named = entry.get(KEY) if isinstance(entry, Mapping) else None
+                        yield key_of(file, number) if named is None else str(named), file, start, len(line)
+                    start += len(line)
+
+    return index_of(rows(), FEATURES)
 
 
-def _parse(line: bytes, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise DataSourceError(f"{where}: not JSON: {error}") from error
+def key_of(file: str, number: int) -> str:
+    """Return the key of the part of a file with this number, from 1."""
+    return f"{Path(file).name}-{number:08d}"
+
+
+def index_of(rows: Iterable[Sequence[Any]], features: datasets.Features) -> datasets.Dataset:
+    """Return rows, whose values stand in the order of `features`, as a set."""
+    columns: dict[str, list[Any]] = {name: [] for name in features}
+    for row in rows:
+        for column, value in zip(columns.values(), row, strict=True):
+            column.append(value)
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def read_stretch(row: Mapping[str, Any]) -> bytes:

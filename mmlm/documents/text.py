@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import datasets
 from annotated_types import Len
 
-from mmlm.documents._lines import FEATURES, index_lines, read_entry, read_stretch
+from mmlm.documents._lines import FEATURES, index_lines, index_of, key_of, read_entry, read_stretch
 from mmlm.documents.base import BrokenDocumentError, Document, DocumentSource, DocumentSourceConfig
 from visual_tokenizer.data.files import expand
 from visual_tokenizer.data.sources.base import DataSourceError
@@ -39,7 +39,7 @@ class Text(DocumentSource):
         files = expand(self.config.files, where="text")
         plain = [file for file in files if Path(file).suffix.lower() not in JSON_SUFFIXES]
         lines = [file for file in files if file not in plain]
-        indexes = [self._index_plain(plain), index_lines(lines, lambda entry, _: self._text(entry))]
+        indexes = [index_of(self._stretches(plain), FEATURES), index_lines(lines, lambda entry, _: self._text(entry))]
         return datasets.concatenate_datasets([index for index in indexes if len(index)] or indexes[:1])
 
     def document(self, row: Mapping[str, Any]) -> Document:
@@ -55,8 +55,7 @@ class Text(DocumentSource):
             raise BrokenDocumentError(f"a text under the key '{self.config.text_key}' (text_key) is needed")
         return text
 
-    def _index_plain(self, files: list[str]) -> datasets.Dataset:
-        columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
+    def _stretches(self, files: list[str]) -> Iterator[tuple[Any, ...]]:
         separator = None if self.config.separator is None else self.config.separator.encode()
         for file in files:
             content = Path(file).read_bytes()
@@ -67,8 +66,5 @@ class Text(DocumentSource):
             start = 0
             for number, stretch in enumerate(content.split(separator) if separator else [content], start=1):
                 if stretch.strip():
-                    found = (f"{Path(file).name}-{number:08d}", file, start, len(stretch))
-                    for name, value in zip(FEATURES, found, strict=True):
-                        columns[name].append(value)
+                    yield key_of(file, number), file, start, len(stretch)
                 start += len(stretch) + len(separator or b"")
-        return datasets.Dataset.from_dict(columns, features=FEATURES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import tarfile
@@ -13,6 +14,7 @@ from typing import Any
 import datasets
 
 from mmlm.documents._content import turns_of
+from mmlm.documents._lines import index_of
 from mmlm.documents.base import BrokenDocumentError, Document, DocumentSource, DocumentSourceConfig, Picture
 from visual_tokenizer.data.files import expand
 from visual_tokenizer.data.sources.base import DataSourceError
@@ -50,12 +52,8 @@ class WebDatasetDocuments(DocumentSource):
     Config = WebDatasetDocumentsConfig
 
     def read(self) -> datasets.Dataset:
-        columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
-        for file in expand(self.config.shards, where="webdataset_documents"):
-            for row in _documents(file):
-                for name, value in row.items():
-                    columns[name].append(value)
-        return datasets.Dataset.from_dict(columns, features=FEATURES)
+        files = expand(self.config.shards, where="webdataset_documents")
+        return index_of((row for file in files for row in _documents(file)), FEATURES)
 
     def document(self, row: Mapping[str, Any]) -> Document:
         places = dict(zip(row["members"], zip(row["starts"], row["sizes"], strict=True), strict=True))
@@ -87,25 +85,15 @@ def _number(name: str) -> tuple[int, str]:
     return (int(digits), name) if digits.isdecimal() else (1 << 62, name)
 
 
-def _documents(file: str) -> Iterator[dict[str, Any]]:
+def _documents(file: str) -> Iterator[tuple[Any, ...]]:
     """Yield the index of each document of a tar file: neighbouring members of one name."""
-    row: dict[str, Any] | None = None
-    for name, start, size in _members(file):
-        folder, slash, base = name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        key = folder + slash + stem
-        if row is None or row["key"] != key:
-            if row is not None:
-                yield row
-            row = {"key": key, "file": file, "members": [], "starts": [], "sizes": []}
-        for field, value in (("members", extension.lower()), ("starts", start), ("sizes", size)):
-            row[field].append(value)
-    if row is not None:
-        yield row
+    for key, members in itertools.groupby(_members(file), key=lambda member: member[0]):
+        _, extensions, starts, sizes = zip(*members, strict=True)
+        yield key, file, list(extensions), list(starts), list(sizes)
 
 
-def _members(file: str) -> Iterator[tuple[str, int, int]]:
-    """Yield name, first byte and size of the plain files that are wholly there."""
+def _members(file: str) -> Iterator[tuple[str, str, int, int]]:
+    """Yield key, extension, first byte and size of the plain files that are wholly there."""
     length = Path(file).stat().st_size
     try:
         with tarfile.open(file, mode="r:") as tar:
@@ -114,7 +102,9 @@ def _members(file: str) -> Iterator[tuple[str, int, int]]:
                     logger.warning("%s: cut off within member %s, which is left out", file, member.name)
                     return
                 if member.isreg():
-                    yield member.name, member.offset_data, member.size
+                    folder, slash, base = member.name.rpartition("/")
+                    stem, _, extension = base.partition(".")
+                    yield folder + slash + stem, extension.lower(), member.offset_data, member.size
     except (tarfile.TarError, EOFError, OSError) as error:
         if Path(file).suffix != ".tar":
             raise DataSourceError(f"webdataset_documents: {file} must be a tar file without compression") from error
