@@ -293,7 +293,8 @@ class MultimodalProcessor(ProcessorMixin):
 
         Raises:
             MissingFileError: a local folder that is not there, or lacks a file.
-            UserError: the folder holds no merged model, a damaged file, or another visual tokenizer than the merge's.
+            UserError: the folder is not that of a merged model, or holds a damaged file or another visual tokenizer
+                than the merge's.
         """
         with loading(pretrained_model_name_or_path, "merged model", subfolder=kwargs.get("subfolder", "")):
             processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -310,7 +311,7 @@ class MultimodalProcessor(ProcessorMixin):
         """Return the image processor, which lives with the codec, and the text tokenizer."""
         if not processor_dict or "layout" not in processor_dict:
             raise UserError(
-                f"{pretrained_model_name_or_path} has no {PROCESSOR} with a layout: it is no merged model. "
+                f"{pretrained_model_name_or_path} has no {PROCESSOR} with a layout: it is not a merged model. "
                 "Make one with `mmlm merge`"
             )
         if "vocabulary" not in processor_dict:

@@ -66,7 +66,7 @@ class VisualTokenizerImageProcessor(PilBackend):
             raise UserError(
                 f"size must be a positive int or {{'height': int, 'width': int}} in pixels, got {kwargs.get('size')}"
             )
-        # the crop always has the size of the result, so it is no setting of its own
+        # the crop always has the size of the result, so it is not a setting of its own
         settings["crop_size"] = SizeDict(height=size.height, width=size.width)
         return settings
 

@@ -64,7 +64,7 @@ def tokenize(
         raise UserError("pictures can only be tokenized by a processor that was loaded with its visual tokenizer")
     state = PartialState()
     if folder.exists():
-        raise ShardError(f"{folder} cannot be made: it is there")
+        raise ShardError(f"{folder} cannot be created: it already exists")
     unfinished = unfinished_folder(folder)
     with state.main_process_first():  # the first reading may rasterise or download
         rows = shards.load_encoded()
@@ -82,7 +82,7 @@ def tokenize(
         for unit in missing:  # what is damaged must not look finished
             (unfinished / f"{shard_name(unit)}.json").unlink(missing_ok=True)
         if done:
-            logger.warning("%s: going on, %d of %d shards are done", folder, len(done), plan.units)
+            logger.warning("%s: resuming, %d of %d shards are done", folder, len(done), plan.units)
     state.wait_for_everyone()
     bar = tqdm(
         total=plan.rows,

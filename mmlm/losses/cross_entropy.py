@@ -147,7 +147,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor, *_: Any) -> tuple[Any, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("linear_cross_entropy was carried back twice: its gradients are given away at the first")
+            raise RuntimeError(
+                "backward of linear_cross_entropy was called twice: its gradients are gone after the first call"
+            )
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [
             None if gradient is None else gradient.mul_(outer).to(dtype)

@@ -70,7 +70,7 @@ def prepare_checkpoint(trainer: Trainer, folder: Path) -> None:
         save_text(tag, folder / LATEST_NAME)
         if facts.get("processes", processes) != processes:
             logger.warning(
-                "%s is of %d processes, this run has %d: it is converted", folder, facts["processes"], processes
+                "%s was written by %d processes, this run has %d: converting it", folder, facts["processes"], processes
             )
             convert_to_universal(folder, tag)
     trainer.accelerator.wait_for_everyone()
@@ -110,7 +110,8 @@ def convert_to_universal(folder: Path, tag: str) -> None:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ConfigError(
-                f"training.resume: {folder} is of another number of processes and DeepSpeed cannot convert it: {last}"
+                f"training.resume: {folder} was written by another number of processes and DeepSpeed "
+                f"cannot convert it: {last}"
             )
     save_text(UNIVERSAL_NAME, folder / LATEST_UNIVERSAL_NAME)
 

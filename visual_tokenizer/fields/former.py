@@ -92,7 +92,7 @@ def _section_of(cls: Any, name: str, values: Mapping[str, Any]) -> Any:
 @functools.cache  # once a program: a config is read several times
 def _tell(key: str, former: str, now: str | None) -> None:
     if now is None:
-        logger.warning("%s has no use any more", below(key, former))
+        logger.warning("%s is no longer used: it is ignored", below(key, former))
     else:
         logger.warning("%s is now called %s", below(key, former), below(key, now))
 

@@ -40,8 +40,8 @@ class Section:
     """Base of the dataclasses that recipes and configs are made of."""
 
     renamed: ClassVar[Mapping[str, str | None]] = {}
-    """Former name of a field → its name now, both dotted where a section below is meant, or None where it has no use
-    any more. The former one is still read, with a warning."""
+    """Former name of a field → its name now, both dotted where a section below is meant, or None where it is
+    no longer used. The former one is still read, with a warning."""
     former_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {}
     """Field → former value → what is written now; the former one is still read, with a warning."""
 

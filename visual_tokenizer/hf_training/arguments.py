@@ -123,7 +123,7 @@ def read_deepspeed(path: str | None) -> dict[str, Any] | None:
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise UserError(f"training.deepspeed: {path} is no JSON: {error}") from error
+        raise UserError(f"training.deepspeed: {path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"training.deepspeed: {path} must hold a JSON object, got {type(config).__name__}")
     return config

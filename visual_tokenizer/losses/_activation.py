@@ -32,7 +32,7 @@ class Activation:
 
         Raises:
             RuntimeError: nothing was computed since, or the module was never watched.
-            ValueError: the output is no tensor, as that of an encoder of variable length.
+            ValueError: the output is not a tensor, as that of an encoder of variable length.
         """
         if not self._kept:
             raise RuntimeError("this loss looks into the tokenizer: build an Objective of both, run with gradients")

@@ -16,7 +16,7 @@ from visual_tokenizer.metrics.base import FrechetMetric, MetricConfig
 
 @dataclass(kw_only=True)
 class FIDConfig(MetricConfig):
-    """Configures FID; the network cannot be chosen, since another one's distance is no FID."""
+    """Configures FID; the network cannot be chosen, since another one's distance is not FID."""
 
     renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
 

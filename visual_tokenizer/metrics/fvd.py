@@ -16,7 +16,7 @@ from visual_tokenizer.metrics.base import FrechetMetric, MetricConfig
 
 @dataclass(kw_only=True)
 class FVDConfig(MetricConfig):
-    """Configures FVD; the network cannot be chosen, since another one's distance is no FVD."""
+    """Configures FVD; the network cannot be chosen, since another one's distance is not FVD."""
 
     renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
 

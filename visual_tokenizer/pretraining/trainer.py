@@ -24,7 +24,7 @@ UNDECAYED = ("cls_token", "position_embeddings")
 class MaskedImageTrainer(RunTrainer):
     """Trains a BEiT on batches of `pixel_values` (B, 3, H, W) and `bool_masked_pos` (B, N).
 
-    The tokenizer is no part of the model: it is in no checkpoint, gets no gradient and is not sharded. Logged beside
+    The tokenizer is not part of the model: it is in no checkpoint, gets no gradient and is not sharded. Logged beside
     `loss` are `masked_loss` and `masked_accuracy` of the model's own head, and the same with `eval_` for the held-out
     pictures.
 

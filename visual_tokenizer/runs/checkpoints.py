@@ -93,13 +93,13 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     """Return the newest checkpoint that verifies, and a line for each damaged one that was passed over.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is good.
+        CheckpointError: there are checkpoints, but none is intact.
     """
     checkpoint, complaints = newest_whole(list_checkpoints(folder))
     if checkpoint is not None:
         return checkpoint, [f"{complaint}; going back to {checkpoint.name}" for complaint in complaints]
     if complaints:
-        raise CheckpointError(f"no checkpoint in {folder} is good: {'; '.join(complaints)}")
+        raise CheckpointError(f"no checkpoint in {folder} is intact: {'; '.join(complaints)}")
     return None, []
 
 

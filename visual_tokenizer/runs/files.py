@@ -149,7 +149,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def require_folder(name: object, what: str) -> None:
-    """Refuse a local path that is no folder, before it is taken for the name of a repository.
+    """Refuse a local path that is not a directory, before it is taken for the name of a repository.
 
     Args:
         name: a path, or `owner/name` on the hub.
@@ -161,7 +161,7 @@ def require_folder(name: object, what: str) -> None:
     """
     text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else ""
     if os.path.isfile(text):
-        raise MissingFileError(f"'{text}' is a file, where the folder of {what} should be")
+        raise MissingFileError(f"'{text}' is a file, not a directory: {what} is a folder")
     is_path = os.path.isabs(text) or text.startswith((".", "~")) or text.count("/") > 1 or isinstance(name, os.PathLike)
     if is_path and not os.path.exists(text):
         raise MissingFileError(f"there is no folder '{text}', where {what} should be")

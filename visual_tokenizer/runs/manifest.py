@@ -101,7 +101,7 @@ def _read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder.name}/{MANIFEST} can't be read: {error!r}") from error
     if not isinstance(manifest, dict):
-        raise CheckpointError(f"{folder.name}/{MANIFEST} can't be read: it holds no object")
+        raise CheckpointError(f"{folder.name}/{MANIFEST} can't be read: it is not a JSON object")
     return manifest
 
 

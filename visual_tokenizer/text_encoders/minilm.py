@@ -34,7 +34,7 @@ def find_minilm(weights: str | None = None) -> Path:
     """Return the folder of the model: `weights`, or the one within the installed package.
 
     Raises:
-        MissingWeightsError: `weights` is no folder, or the package is not installed.
+        MissingWeightsError: `weights` is not a directory, or the package is not installed.
     """
     if weights is not None:
         if not Path(weights).is_dir():
@@ -54,7 +54,7 @@ class MiniLM(TextEncoder):
     """The frozen sentence encoder; embeddings (B, 384) of length 1.
 
     Raises:
-        MissingWeightsError: the package is missing, or `config.weights` is no folder of the model.
+        MissingWeightsError: the package is missing, or `config.weights` is not the folder of the model.
     """
 
     Config = MiniLMConfig

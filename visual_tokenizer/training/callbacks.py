@@ -62,7 +62,7 @@ class Callback:
 
 
 class Logging(Callback):
-    """log.jsonl, the trackers, and one bar (or plain lines, where the output is no terminal)."""
+    """log.jsonl, the trackers, and one bar (or plain lines, where the output is not a terminal)."""
 
     def on_start(self, trainer: TokenizerTrainer) -> None:
         self.since, self.last_step = time.perf_counter(), trainer.step

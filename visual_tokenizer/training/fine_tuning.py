@@ -17,7 +17,7 @@ from visual_tokenizer.registry import ConfigError
 def load_weights(tokenizer: VisualTokenizer, name: str) -> None:
     """Give `tokenizer` the weights of the trained one in folder (or of hub name) `name`.
 
-    What is no matter of architecture, such as the weights of a quantizer's losses, may differ.
+    What is not architecture, such as the weights of a quantizer's losses, may differ.
 
     Raises:
         FileNotFoundError: there is no such folder.

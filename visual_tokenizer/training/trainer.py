@@ -142,7 +142,7 @@ class TokenizerTrainer:
 
         Raises:
             UserError: another run is at work in the folder.
-            CheckpointError: no checkpoint is good, the newest belongs to another recipe, or none can be written.
+            CheckpointError: no checkpoint is intact, the newest belongs to another recipe, or none can be written.
             DataSourceError: there are too few pictures.
             DivergedError: the loss became NaN or infinite.
             Interrupted: SIGTERM or SIGINT; a checkpoint was written.

@@ -98,7 +98,7 @@ def test_missing_unfinished_and_cut_shards_are_refused(
     with pytest.raises(ShardError, match="no header"):
         load_shards(tmp_path / "nothing")
     tokenize(pair_shards(processor, source, tmp_path / "train"))
-    with pytest.raises(ShardError, match="cannot be made"):
+    with pytest.raises(ShardError, match="cannot be created: it already exists"):
         tokenize(pair_shards(processor, source, tmp_path / "train"))
     path = tmp_path / "train" / "header.json"
     path.write_text(path.read_text().replace('"count": 24', '"count": 25'))

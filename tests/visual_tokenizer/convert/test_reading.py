@@ -156,7 +156,7 @@ def test_unknown_sources_and_fields():
     with pytest.raises(ConfigError, match="image_size must be 1 or more"):
         load_published({}, source="vqgan", image_size=0)
     with pytest.raises(
-        UserError, match=r"has not the layout of 'vqgan': it has no weight called encoder.conv_in.weight"
+        UserError, match=r"does not have the layout of 'vqgan': it has no weight called encoder.conv_in.weight"
     ):
         load_published(TENSORS, source="vqgan")
     with pytest.raises(UserError, match="hold the decoder: give no other"):

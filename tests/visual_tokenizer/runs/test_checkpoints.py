@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, fil
 def test_without_a_good_checkpoint_a_run_is_not_begun_anew_silently(tmp_path):
     write_checkpoint(tmp_path, sample(1), keep=1)
     (tmp_path / "step-00000001" / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is good: step-00000001/manifest.json"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is intact: step-00000001/manifest.json"):
         newest_good(tmp_path)
     assert newest_good(tmp_path / "nothing") == (None, [])
 

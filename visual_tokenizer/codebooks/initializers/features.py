@@ -77,7 +77,7 @@ class Features(Initializer):
         try:
             tensors = load_file(path)
         except SafetensorError as error:
-            raise UserError(f"initializer.path: {path} is no safetensors file: {error}") from error
+            raise UserError(f"initializer.path: {path} is not a safetensors file: {error}") from error
         features = tensors.get("features")
         if features is None or features.ndim != 2 or features.shape[0] < 2:
             raise UserError(

@@ -59,8 +59,8 @@ class PublishedSource:
         heads = sorted({name.removesuffix(self.anchor) for name in tensors if _ends_in(name, self.anchor)}, key=len)
         if not heads:
             raise UserError(
-                f"the checkpoint has not the layout of '{self.config.type}': it has no weight called {self.anchor}; "
-                f"it has {', '.join(list(tensors)[:3])}…"
+                f"the checkpoint does not have the layout of '{self.config.type}': it has no weight called "
+                f"{self.anchor}; it has {', '.join(list(tensors)[:3])}…"
             )
         head = heads[0]
         return {
