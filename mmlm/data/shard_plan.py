@@ -158,9 +158,6 @@ def finish_shards(unfinished: Path, folder: Path, header: ShardHeader, units: in
 
 def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
     """Return how often each reason occurs, the most frequent first; numbers in them count as equal."""
-    counts: dict[str, int] = {}
-    for reason in reasons:
-        words = ["#" if any(sign.isdigit() for sign in word) else word for word in reason.split()]
-        text = " ".join(words)
-        counts[text] = counts.get(text, 0) + 1
+    words = (["#" if any(sign.isdigit() for sign in word) else word for word in reason.split()] for reason in reasons)
+    counts = Counter(map(" ".join, words))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -46,16 +46,10 @@ def draw_blocks(
     waits for the device, because what may come next depends on what came.
 
     Args:
-        model: merged causal LM in eval mode.
+        model, prompts, guidance, compile: as of `draw_pictures`.
         grammar: the blocks that may be drawn, in the layout of the model's processor.
-        prompts: one a picture.
-        guidance: its contexts are m · B rows of one batch.
         sampler: with B rows, and a random number for each token of the longest block.
         after_step: called with a row's number and its visual ids (n,) so far, after each of them.
-        compile: see `CachedDecoder`.
-
-    Raises:
-        UserError: the model has too few positions.
     """
     layout = grammar.layout
     header = [layout.start_slot] if layout.start_slot >= 0 else []

@@ -45,10 +45,8 @@ def describe_images(
         show_progress: draw a bar on stderr.
 
     Raises:
-        UserError: a setting out of its range, or scores that are NaN.
-        UserError: model and processor do not belong together.
-        UserError: the processor has no visual tokenizer.
-        UserError: something that is not a picture.
+        UserError: a setting out of its range, scores that are NaN, something that is not a picture, no visual
+            tokenizer, or model and processor do not belong together.
     """
     if not isinstance(images, (list, tuple)) or not images:
         raise UserError(f"images must be a list of one or more pictures, got {images!r}")

@@ -46,9 +46,6 @@ def draw_pictures(
         after_step: called after each visual token with the number of the body's tokens so far, fixed ones too, and
             the visual ids (B, n) so far.
         compile: see `CachedDecoder`.
-
-    Raises:
-        UserError: the model has too few positions.
     """
     slots = layout.body(grid).tolist()
     steps = 1 + max(place for place, slot in enumerate(slots) if slot < 0)  # what follows is fixed

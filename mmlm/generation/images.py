@@ -78,9 +78,8 @@ def generate_images(
         RGB pictures, all of the first prompt first.
 
     Raises:
-        UserError: a setting out of its range, or scores that are NaN.
-        UserError: model and processor do not belong together.
-        UserError: the processor has no visual tokenizer.
+        UserError: a setting out of its range, scores that are NaN, no visual tokenizer, or model and processor do not
+            belong together.
     """
     sampling = PictureSampling.over(
         processor.sampling,

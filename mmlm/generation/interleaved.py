@@ -75,11 +75,6 @@ def generate_interleaved(
         text_top_k: sample from that many of the most likely tokens; 0 is off.
         text_top_p: sample from the most likely tokens that together have this probability.
         guidance_scale: this and the next five are for pictures: see `generate_images`.
-        image_guidance_scale: see there.
-        negative_prompt: see there.
-        temperature: see there.
-        top_k: see there.
-        top_p: see there.
         seed: any whole number.
         grids: token grids that a picture may have, where the layout writes its size or has an end token; by default
             the image processor's, or all of a layout's `lengths`.
@@ -87,9 +82,8 @@ def generate_interleaved(
         on_rows: called with each picture so far, its rows done, and its number in the answer.
 
     Raises:
-        UserError: a setting out of its range, scores that are NaN, no room for the answer.
-        UserError: model and processor do not belong together.
-        UserError: the processor has no visual tokenizer.
+        UserError: a setting out of its range, scores that are NaN, no room for the answer, no visual tokenizer, or
+            model and processor do not belong together.
     """
     writer = _Writer(model, processor, read_prompts(processor, [prompt])[0], max_new_tokens, seed, end_turn)
     text = writer.sampler(Sampling(temperature=text_temperature, top_k=text_top_k, top_p=text_top_p))
@@ -108,7 +102,8 @@ def generate_interleaved(
         raise UserError(f"max_images must be 0 or more, got {max_images}")
     if open_image and not max_images:
         raise UserError("open_image begins the answer with a picture: max_images must be 1 or more, got 0")
-    opener = _opener(processor)
+    slot = processor.layout.start_slot
+    opener = slot if slot >= 0 else None  # None: a block begins with a visual token
     if open_image and opener is None:
         raise UserError(f"{processor.layout.config.type!r} has no token that opens a picture: use generate_images")
     grammar = BlockGrammar(processor.layout, grids or _usual_grids(processor)) if opener is not None else None
@@ -138,12 +133,6 @@ def generate_interleaved(
         text.check_sound()
         pencil.check_sound()
     return Ending(len(writer.prompt_ids), writer.count, has_ended)
-
-
-def _opener(processor: MultimodalProcessor) -> int | None:
-    """Return the id that opens a picture; None where a block begins with a visual token."""
-    slot = processor.layout.start_slot
-    return slot if slot >= 0 else None
 
 
 def _usual_grids(processor: MultimodalProcessor) -> list[Grid]:

@@ -42,8 +42,7 @@ def read_prompts(processor: MultimodalProcessor, prompts: Sequence[Any]) -> list
     A picture is what the image processor takes, or its visual indices, an int64 tensor; a `Segment` stands as it is.
 
     Raises:
-        UserError: not a list of prompts.
-        UserError: pictures, and the processor has no visual tokenizer.
+        UserError: not a list of prompts, or pictures without a visual tokenizer.
     """
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         raise UserError(f"prompts must be a list of one or more texts, got {prompts!r}")

@@ -46,9 +46,6 @@ def write_text(
         sampler: with B rows.
         max_new_tokens: most tokens to be added, 1 or more.
         eos_id: ends a row.
-
-    Raises:
-        UserError: the model has too few positions.
     """
     decoder = CachedDecoder(model, prompts, max_new_tokens, eos_id)
     ids = allowed.to(decoder.device)

@@ -48,10 +48,6 @@ class Block(NamedTuple):
     """Token rows and columns (H, W), (N,) for tokenizers without rows, (T, H, W) of a clip."""
 
 
-def _flattened() -> PatternConfig:
-    return PatternConfig.family.config({"type": "flattened"})
-
-
 @dataclass(kw_only=True)
 class LayoutConfig(PartConfig, package="mmlm.layouts"):
     """Fields that every layout has."""
@@ -59,7 +55,7 @@ class LayoutConfig(PartConfig, package="mmlm.layouts"):
     grid_rank: Annotated[int, Interval(ge=1, le=3)] = 2
     """Dimensions of the visual tokenizer's token grid: 1 for a plain sequence, 2 for rows and columns, 3 for clips
     beside pictures."""
-    pattern: PatternConfig = field(default_factory=_flattened)
+    pattern: PatternConfig = field(default_factory=lambda: PatternConfig.family.config({"type": "flattened"}))
     """In which order the codebooks of positions follow each other, where a position has several."""
 
     ranks: ClassVar[Mapping[int, str]] = {1: "sequence", 2: "rows and columns"}
@@ -258,9 +254,7 @@ class Layout:
 
     def blocks(self, indices: Tensor) -> Tensor:
         """Return the blocks (B, L) int64 of pictures of one grid: indices (B, *grid) or (B, *grid, num_codebooks).
-
-        Raises: as `block`.
-        """
+        Errors are those of `block`."""
         grid = indices.shape[1:-1] if self.vocabulary.num_codebooks > 1 else indices.shape[1:]
         template = self.template(grid).to(indices.device)
         ids = self.vocabulary.indices_to_ids(indices).flatten(1)

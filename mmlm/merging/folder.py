@@ -39,8 +39,7 @@ def load_merged(
 
     Raises:
         MissingFileError: nothing that can be loaded is there.
-        UserError: no such device.
-        UserError: model and processor do not belong together.
+        UserError: no such device, or model and processor do not belong together.
     """
     device = _device(device)
     processor = MultimodalProcessor.from_pretrained(path)

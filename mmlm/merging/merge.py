@@ -77,10 +77,9 @@ def merge_vocabulary(
             image_size.
 
     Raises:
-        UserError: unknown `embedding_init`, a slow tokenizer, a tokenizer that was merged before.
-        UserError: quantized or absent embeddings.
+        UserError: unknown `embedding_init`, a slow tokenizer or one that was merged before, quantized or absent
+            embeddings, or pictures of different numbers of tokens in a layout that writes no size.
         ConfigError: an unknown field of the layout. UnknownPartError: an unknown layout.
-        UserError: pictures of different numbers of tokens in a layout that writes no size.
     """
     _check_arguments(text_tokenizer, embedding_init, pad_to_multiple_of, head_spread)
     check_resizable(language_model)

@@ -21,10 +21,6 @@ from visual_tokenizer.recipe import save_recipe
 from visual_tokenizer.runs.files import require_free, whole_folder
 
 
-def _emu3() -> LayoutConfig:
-    return LayoutConfig.family.config({"type": "emu3"})
-
-
 @dataclass(kw_only=True)
 class MergeRecipe(Section):
     """Joins a language model and a visual tokenizer to one folder."""
@@ -38,7 +34,7 @@ class MergeRecipe(Section):
     (chameleon, emu3); layout, embedding_init, pad_to_multiple_of and seed are then the published model's."""
     output: str
     """Folder of the merged model; it must not exist, or be empty."""
-    layout: LayoutConfig = field(default_factory=_emu3)
+    layout: LayoutConfig = field(default_factory=lambda: LayoutConfig.family.config({"type": "emu3"}))
     """How a picture sits in a sequence."""
     embedding_init: Literal["codebook", "mean", "random"] = "codebook"
     """Rows of the visual tokens; codebook makes them from the code vectors."""

@@ -23,8 +23,7 @@ def strip_vocabulary(
     changed.
 
     Raises:
-        UserError: the processor has no record of a merge.
-        UserError: the model's rows are not the processor's.
+        UserError: the processor has no record of a merge, or the model's rows are not the processor's.
     """
     if processor.merge is None:
         raise UserError("the processor has no record of a merge: its vocabulary came with the model")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from mmlm.serve.errors import error_body
 
 
 class BodyLimit:
@@ -27,19 +23,13 @@ class BodyLimit:
             return
         reason = f"a request may have at most {self.most} bytes"
         said = dict(scope["headers"]).get(b"content-length", b"0")
-        if said.isdigit() and int(said) > self.most:
-            body = json.dumps(error_body(413, reason)).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            await send({"type": "http.response.start", "status": 413, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-            return
-        seen = 0
+        announced, seen = int(said) if said.isdigit() else 0, 0
 
         async def counted() -> Message:
             nonlocal seen
-            message = await receive()
+            message: Message = {} if announced > self.most else await receive()
             seen += len(message.get("body", b""))
-            if seen > self.most:
+            if max(announced, seen) > self.most:
                 raise HTTPException(413, reason)  # within the application, which makes an answer of it
             return message
 

@@ -87,11 +87,7 @@ def check_quantization(section: LoraSection) -> None:
 
 
 def load_quantized(folder: str | os.PathLike[str], section: LoraSection, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a model with its linear layers, but the head, quantized, on this process's device.
-
-    Raises:
-        ConfigError: see `check_quantization`.
-    """
+    """Load a model with its linear layers, but the head, quantized, on this process's device."""
     check_quantization(section)
     return load_causal_lm(
         folder,
