@@ -64,13 +64,13 @@ class DocumentSequences(Dataset):
             raise ShardError(f"{name}: there are no {rows.items}: the split is empty, or its limits leave nothing")
         self.rows, self.layout, self.source, self.name = rows, layout, source, name
         self.seed, self.shuffle, self.is_heldout = seed, shuffle, is_heldout
-        self.size = self.length = len(rows)
+        self.size = len(rows)
         """Sequences in all."""
         self.indices: PictureIndices = self._stored_indices if indices is None else indices
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
 
     def __len__(self) -> int:
-        return self.length
+        return self.size
 
     def longest(self) -> int:
         """Return the tokens of the longest sequence that can come."""

@@ -21,6 +21,9 @@ from visual_tokenizer.errors import UserError
 class Sequences(Protocol):
     """Where packed sequences come from: as many positions as are asked for, each with one item."""
 
+    def __len__(self) -> int:
+        """Return the sequences of an epoch."""
+
     def lengths(self, positions: Sequence[int]) -> np.ndarray:
         """Return the tokens of each item (n,) int64."""
 
@@ -87,13 +90,11 @@ class PackedSequences(Dataset):
             raise UserError(f"capacity and buffer must be 1 or more, got {capacity} and {buffer}")
         self.sequences, self.capacity, self.buffer, self.seed = sequences, capacity, buffer, seed
         self.count = buffer if count is None else count
-        self.length: int | None = None
-        """Rows in all; None: `full_rows()`."""
         self._starts = [0]  # the first row of each buffer, as far as they are known, and of the one after
         self._plan = functools.lru_cache(maxsize=4)(self._make_plan)
 
     def __len__(self) -> int:
-        return self.full_rows() if self.length is None else self.length
+        return self.full_rows()
 
     def full_rows(self) -> int:
         """Return the rows that `count` sequences fill, those of a buffer that is not full by its share."""

@@ -130,10 +130,12 @@ def _sequences(
     return sequences
 
 
-def place_codec(processor: MultimodalProcessor, recipe: LMRecipe, device: torch.device) -> bool:
-    """Return whether training needs the visual tokenizer, which then goes to `device`: items are made by the process
-    that trains, not by loader processes, which could not use its device."""
-    is_needed = any(member.tokenization == "on_the_fly" for member in recipe.data.mixture)
-    if is_needed and processor.codec is not None:
+def tokenizes_on_the_fly(data: LMDataSection) -> bool:
+    """Return whether training needs the visual tokenizer."""
+    return any(member.tokenization == "on_the_fly" for member in data.mixture)
+
+
+def place_codec(processor: MultimodalProcessor, device: torch.device) -> None:
+    """Bring the visual tokenizer to the device of the process that trains and makes the items."""
+    if processor.codec is not None:
         torch.nn.Module.to(processor.codec, device)
-    return is_needed

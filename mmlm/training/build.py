@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from accelerate.utils import disable_fsdp_ram_efficient_loading
 from peft import prepare_model_for_kbit_training
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments, set_seed
 
 from mmlm.data.collating import SequenceCollator
-from mmlm.data.packing import PackedSequences
-from mmlm.data.sets import heldout_sequences, place_codec, training_sequences
+from mmlm.data.packing import PackedSequences, Sequences
+from mmlm.data.sets import heldout_sequences, place_codec, tokenizes_on_the_fly, training_sequences
 from mmlm.models.loading import load_causal_lm
 from mmlm.processing import MultimodalProcessor
-from mmlm.recipes.training import LMRecipe
+from mmlm.recipes.training import LMDataSection, LMRecipe, LMTrainingSection, LoraSection
 from mmlm.training.export import save_final
 from mmlm.training.freezing import FreezeSchedule
 from mmlm.training.lora import add_lora, check_quantization, load_quantized, new_rows
@@ -44,33 +44,32 @@ def run_arguments(recipe: LMRecipe) -> TrainingArguments:
         schedule=recipe.optimizer.schedule,
         schedule_options=recipe.optimizer.schedule_options,
         adam_epsilon=recipe.optimizer.epsilon,
-        dataloader_num_workers=recipe.data.loader_workers,
+        # Items made on the fly are made by the process that trains: loader processes could not use its device.
+        dataloader_num_workers=0 if tokenizes_on_the_fly(recipe.data) else recipe.data.loader_workers,
         label_names=["labels"],
     )
 
 
-def load_model(recipe: LMRecipe, processor: MultimodalProcessor) -> Any:
-    """Load the language model, with adapters if the recipe says so."""
-    dtype = getattr(torch, recipe.training.parameter_dtype)
-    if recipe.lora.rank:  # accelerate would tie the emptied model anew, and peft has wrapped the table it looks for
+def load_model(name: str, lora: LoraSection, training: LMTrainingSection, processor: MultimodalProcessor) -> Any:
+    """Load the language model, with adapters if the section says so."""
+    dtype = getattr(torch, training.parameter_dtype)
+    if lora.rank:  # accelerate would tie the emptied model anew, and peft has wrapped the table it looks for
         disable_fsdp_ram_efficient_loading()
     model: Any
-    if recipe.lora.quantization is None:
-        model = load_causal_lm(recipe.model, "merged model", dtype=dtype)
+    if lora.quantization is None:
+        model = load_causal_lm(name, "merged model", dtype=dtype)
     else:
         model = prepare_model_for_kbit_training(
-            load_quantized(recipe.model, recipe.lora, dtype),
-            use_gradient_checkpointing=recipe.training.gradient_checkpointing,
+            load_quantized(name, lora, dtype),
+            use_gradient_checkpointing=training.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
-    with loading(recipe.model, "merged model"):
+    with loading(name, "merged model"):
         processor.check_model(model)
-    if recipe.lora.rank:
-        return add_lora(model, recipe.lora, processor.layout)
-    return model
+    return add_lora(model, lora, processor.layout) if lora.rank else model
 
 
-def longest_sequence(recipe: LMRecipe, config: Any) -> int | None:
+def longest_sequence(data: LMDataSection, config: Any) -> int | None:
     """Return the most tokens of a sequence, or of a packed row: data.max_length, or the positions of a model's config,
     or None.
 
@@ -78,53 +77,68 @@ def longest_sequence(recipe: LMRecipe, config: Any) -> int | None:
         ConfigError: `max_length` is more than the positions, or is missing where neither says it.
     """
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    wanted = recipe.data.max_length
-    if wanted is None:
-        if positions is None and recipe.data.packing:
+    if data.max_length is None:
+        if positions is None and data.packing:
             raise ConfigError("data.max_length must be given: the model's config names no max_position_embeddings")
         return positions
-    if positions is not None and wanted > positions:
+    if positions is not None and data.max_length > positions:
         raise ConfigError(
-            f"data.max_length must be at most the model's max_position_embeddings = {positions}, got {wanted}"
+            f"data.max_length must be at most the model's max_position_embeddings = {positions}, got {data.max_length}"
         )
-    return wanted
+    return data.max_length
+
+
+def training_rows(
+    sequences: Sequences, data: LMDataSection, training: LMTrainingSection, longest: int | None
+) -> tuple[Dataset, int]:
+    """Return the rows of a run in the order in which it reads them, and its optimizer steps.
+
+    Args:
+        sequences: which go on for ever.
+        data: whether they are packed.
+        training: how long the run is.
+        longest: most tokens of a packed row.
+    """
+    if not data.packing:
+        rows: Any = sequences
+        steps = total_steps(training, len(sequences))
+    else:
+        assert longest is not None
+        count = total_sequences(training, len(sequences))
+        rows = PackedSequences(sequences, longest, data.packing_buffer, seed=training.seed, count=count)
+        steps = training.max_steps or max(1, rows.full_rows() // training.batch_size)
+    return Subset(rows, range(steps * training.batch_size)), steps
 
 
 def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: TrainingArguments) -> UnifiedTrainer:
     """Make data, model and trainer.
 
     Raises:
-        ShardError, UserError, ConfigError: see there.
+        ShardError: a set is empty.
+        UserError: shards, lengths or sections that do not fit together.
     """
     data, training = recipe.data, recipe.training
+    # Data first: on several processes the first tokenizes, and nothing else should wait in memory meanwhile.
     sequences = training_sequences(processor, recipe)
     heldout = heldout_sequences(processor, recipe) if training.evaluate_every_steps else None
-    if place_codec(processor, recipe, args.device):
-        args.dataloader_num_workers = 0
+    if tokenizes_on_the_fly(data):
+        place_codec(processor, args.device)
+    # After the data, which draws random numbers: new rows and adapters are the same on every process and when resumed.
     set_seed(training.seed)
-    model = load_model(recipe, processor)
-    longest = longest_sequence(recipe, model.config)
-    for part in [sequences, *([heldout] if heldout is not None else [])]:
-        if longest is not None:
-            part.check_length(longest)
-    rows: Dataset
-    if data.packing:
-        assert longest is not None
-        rows = PackedSequences(
-            sequences, longest, data.packing_buffer, seed=training.seed, count=total_sequences(training, len(sequences))
-        )
-        args.max_steps = training.max_steps or max(1, rows.full_rows() // training.batch_size)
-        rows.length = args.max_steps * training.batch_size
-    else:
-        args.max_steps = total_steps(training, len(sequences))
-        sequences.length = args.max_steps * training.batch_size
-        rows = sequences
+    model = load_model(recipe.model, recipe.lora, training, processor)
+    longest = longest_sequence(data, model.config)
+    if longest is not None:  # refused here, by name, and not after hours by an index out of range
+        for part in (sequences, heldout):
+            if part is not None:
+                part.check_length(longest)
+    rows, steps = training_rows(sequences, data, training, longest)
     tokenizer = processor.tokenizer
     pad_id = processor.layout.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return UnifiedTrainer(
         model,
         args,
         rows,
+        max_steps=steps,
         token_weights=recipe.loss.weights(),
         z_loss=recipe.loss.z_loss,
         peak_tflops=training.peak_tflops,

@@ -234,7 +234,7 @@ def plan_run(
     model = build_on_meta(recipe)
     config = model.config.get_text_config()
     parameters = count_parameters(model)
-    longest = longest_sequence(recipe, model.config)
+    longest = longest_sequence(recipe.data, model.config)
     row = longest if recipe.data.packing or sequence_length is None else sequence_length
     if row is None:
         raise ConfigError("sequence_length must be given: neither data.max_length nor the model's config bounds it")

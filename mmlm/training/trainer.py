@@ -48,6 +48,7 @@ class UnifiedTrainer(RunTrainer):
         model: the language model, or a peft model of it.
         args: of `training_arguments`.
         train_dataset: read in order; `DocumentSequences` shuffle by themselves.
+        max_steps: optimizer steps.
         token_weights: weight of each kind of token.
         z_loss: factor of the squared log normalizer in the loss.
         peak_tflops: of one device, for `mfu`; None: it is not logged.
@@ -68,6 +69,7 @@ class UnifiedTrainer(RunTrainer):
         args: TrainingArguments,
         train_dataset: Dataset,
         *,
+        max_steps: int,
         token_weights: Mapping[str, float],
         z_loss: float = 0.0,
         peak_tflops: float | None = None,
@@ -75,6 +77,7 @@ class UnifiedTrainer(RunTrainer):
         **kwargs: Any,
     ) -> None:
         self.freeze = FreezeSchedule(model, [], []) if freeze is None else freeze
+        args.max_steps = max_steps  # theirs from here on: the data says how long an epoch is
         super().__init__(model, args, train_dataset=train_dataset, callbacks=[self.freeze], **kwargs)
         check_fsdp(self)
         # Tells Trainer that compute_loss divides by num_items_in_batch, so that it need not do so by parts.

@@ -126,7 +126,7 @@ def test_lengths_are_those_of_the_items(packed_fields: dict[str, Any], make_reci
     recipe = make_recipe(packed_fields, data__caption_dropout=0.4)
     rows = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe)).train_dataset
     assert len(rows) == 6 * 4
-    pairs = rows.sequences
+    pairs = rows.dataset.sequences
     items = pairs.__getitems__(range(60))
     assert pairs.lengths(range(60)).tolist() == [len(item["input_ids"]) for item in items]
 
@@ -149,8 +149,8 @@ def test_epochs_count_sequences(packed_fields: dict[str, Any], make_recipe: Call
     args = run_arguments(recipe)
     rows = build_trainer(recipe, load_processor(recipe.model), args).train_dataset
     assert len(rows) == 2 * args.max_steps
-    read = [position for row in range(len(rows)) for position in rows.documents(row)]
-    expected = 32 * len(rows.sequences)
+    read = [position for row in range(len(rows)) for position in rows.dataset.documents(row)]
+    expected = 32 * len(rows.dataset.sequences)
     assert len(read) == pytest.approx(expected, rel=0.02)
     assert len(set(read)) == len(read)
 

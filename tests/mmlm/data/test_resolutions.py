@@ -34,9 +34,10 @@ def test_every_step_has_the_pictures_of_its_size_in_the_order_of_one_size(
 ) -> None:
     recipe = make_recipe(fields)
     processor = load_processor(recipe.model)
-    sequences: Any = build_trainer(recipe, processor, run_arguments(recipe)).train_dataset
+    rows: Any = build_trainer(recipe, processor, run_arguments(recipe)).train_dataset
+    assert len(rows) == 6 * 4
+    sequences = rows.dataset
     assert isinstance(sequences, StagedSequences)
-    assert len(sequences) == 6 * 4
     grids = [4] * 8 + [9] * 4 + [16] * 12
     assert [picture_tokens(sequences[position]) for position in range(24)] == grids
     assert [picture_tokens(item) for item in sequences.__getitems__([23, 0, 9, 7, 12])] == [16, 4, 9, 4, 16]
@@ -45,7 +46,7 @@ def test_every_step_has_the_pictures_of_its_size_in_the_order_of_one_size(
 
     plain: Any = build_trainer(
         make_recipe(recipe_fields), processor, run_arguments(make_recipe(recipe_fields))
-    ).train_dataset
+    ).train_dataset.dataset
     for position in range(24):
         one, other = (item["input_ids"][item["token_kinds"] == 0] for item in (sequences[position], plain[position]))
         assert np.array_equal(one, other), "the same caption, so the same picture"

@@ -107,7 +107,7 @@ def test_a_packed_mixture_resumes_and_holds_the_same_sequences(
     (run / "checkpoint-6" / "manifest.json").unlink()
     train(recipe)
     assert losses_of(run) == whole
-    rows = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe)).train_dataset
+    rows = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe)).train_dataset.dataset
     for row in range(6):
         documents = rows.documents(row)
         item = rows[row]
@@ -155,7 +155,7 @@ def test_documents_longer_than_the_model_are_refused(
     with pytest.raises(ValueError, match=r"longest document of 'text' has \d+ tokens, more than the 256 of"):
         build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe))
     recipe = make_recipe(mixture_fields, data__max_length=200, data__shards_dir=str(tmp_path / "cut"))
-    rows = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe)).train_dataset
+    rows = build_trainer(recipe, load_processor(recipe.model), run_arguments(recipe)).train_dataset.dataset
     assert max(rows.lengths(range(500))) == 200
 
 
