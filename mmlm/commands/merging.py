@@ -102,7 +102,10 @@ def tokenize(context: typer.Context) -> None:
 
       mmlm tokenize --config recipes/lm/openmoji_llama.yaml --data.tokenize_batch_size 256
     """
-    from mmlm.data.tokenize import main
+    from mmlm.data.sets import tokenize_sets
+    from mmlm.recipes.training import LMRecipe
+    from visual_tokenizer.recipe import parse_arguments
 
     be_quiet()
-    raise SystemExit(main(context.args))
+    recipe = parse_arguments(LMRecipe, context.args, program="mmlm tokenize", about=tokenize.__doc__ or "")
+    tokenize_sets(recipe.model, recipe.data, with_heldout=bool(recipe.training.evaluate_every_steps))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import torch
+from accelerate import PartialState
 
 from mmlm.data.document_sequences import DocumentSequences
 from mmlm.data.document_shards import DocumentRows, DocumentShards
@@ -139,3 +141,20 @@ def place_codec(processor: MultimodalProcessor, device: torch.device) -> None:
     """Bring the visual tokenizer to the device of the process that trains and makes the items."""
     if processor.codec is not None:
         torch.nn.Module.to(processor.codec, device)
+
+
+def tokenize_sets(model: str, data: LMDataSection, *, with_heldout: bool) -> None:
+    """Tokenize what is not there of the sets of a data section, verify and repair what is, and print their sizes.
+
+    Args:
+        model: folder of the merged model.
+        data: the section.
+        with_heldout: also the held-out parts.
+    """
+    processor = MultimodalProcessor.from_pretrained(model)
+    is_launched = int(os.environ.get("LOCAL_RANK", -1)) >= 0  # only a launcher sets it
+    on_cpu = not torch.accelerator.is_available()
+    state = PartialState(**({"cpu": True, "backend": "gloo"} if on_cpu and is_launched else {"cpu": on_cpu}))
+    for is_heldout in (False, True) if with_heldout else (False,):
+        for one in sets_of(processor, data, is_heldout=is_heldout):
+            state.print(f"{one.folder}: {len(open_set(one, data, verify=True))} {one.items}")

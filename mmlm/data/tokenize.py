@@ -8,14 +8,9 @@ command is given again. `mmlm.train` does the same by itself where shards are mi
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 
-import torch
-from accelerate import PartialState
-
-from mmlm.data.sets import open_set, sets_of
-from mmlm.processing import MultimodalProcessor
+from mmlm.data.sets import tokenize_sets
 from mmlm.recipes.training import LMRecipe
 from visual_tokenizer.errors import program
 from visual_tokenizer.recipe import parse_arguments
@@ -38,14 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     """Tokenize the splits that a recipe names, or verify what is there; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     recipe = parse_arguments(LMRecipe, arguments, program=PROGRAM, about=ABOUT)
-    processor = MultimodalProcessor.from_pretrained(recipe.model)
-    is_launched = int(os.environ.get("LOCAL_RANK", -1)) >= 0  # only a launcher sets it
-    on_cpu = not torch.accelerator.is_available()
-    state = PartialState(**({"cpu": True, "backend": "gloo"} if on_cpu and is_launched else {"cpu": on_cpu}))
-    data = recipe.data
-    for is_heldout in (False, True) if recipe.training.evaluate_every_steps else (False,):
-        for one in sets_of(processor, data, is_heldout=is_heldout):
-            state.print(f"{one.folder}: {len(open_set(one, data, verify=True))} {one.items}")
+    tokenize_sets(recipe.model, recipe.data, with_heldout=bool(recipe.training.evaluate_every_steps))
     leave_process_group()
     return 0
 

@@ -23,7 +23,7 @@ PACKAGES = ("visual_tokenizer", "mmlm")
 MOST_FILES_AT_A_ROOT = {"visual_tokenizer": 16, "mmlm": 12}
 MOST_NAMES_IN_LAYERS, MOST_EXCEPTIONS = 50, 10
 PROGRAMS = {f"visual_tokenizer.{name}" for name in "train evaluate pretrain probe doctor features palette".split()}
-PROGRAMS |= {"visual_tokenizer.convert.__main__", "mmlm.cli", "mmlm.train"}
+PROGRAMS |= {"visual_tokenizer.convert.__main__", "mmlm.cli", "mmlm.train", "mmlm.data.tokenize"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
