@@ -108,3 +108,10 @@ def test_a_tokenizer_with_a_frozen_network_keeps_its_hash():
 
 
 HASH_BEFORE = "08a5ba051bc0522a8cc1ce0d2ea56cf033b78b7aede5ef5bd7e56edc9a07a3e7"
+
+
+def test_a_section_that_a_recipe_names_twice_is_overridden_at_both_places(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("output_dir: run\nencoder: &cnn {type: cnn, channels: 32}\ndecoder: *cnn\n")
+    recipe = read_recipe(TokenizerRecipe, path, {"encoder.channels": 64})
+    assert (recipe.encoder.channels, recipe.decoder.channels) == (64, 64)

@@ -42,7 +42,8 @@ def decode_config(cls: type, fields: Mapping[str, Any], where: str) -> Any:
     try:
         return _decode(cls, fields, "")
     except UserError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        said = str(error)  # of a section as a whole it begins with a blank in place of a key
+        raise ConfigError(f"{where}{'' if said.startswith(' must') else ': '}{said}") from error
 
 
 def _decode(hint: Any, value: Any, key: str) -> Any:

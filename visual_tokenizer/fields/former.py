@@ -67,7 +67,9 @@ def set_field(cls: Any, values: dict[str, Any], key: str, value: Any, where: str
         name = name.replace("-", "_")
     if rest:
         section = values.get(name)
-        values[name] = section = dict(section) if isinstance(section, Mapping) else {}
+        if not isinstance(section, dict):
+            values[name] = section = {}
+        # Not a copy: a section that a recipe names twice (`&cnn`, `*cnn`) is overridden at both places.
         return set_field(_section_of(cls, name, section), section, rest, value, below(where, name))
     if name == "type" and values.get("type") not in (None, value):
         values.clear()
