@@ -30,7 +30,7 @@ class RunSection(Section):
     """Forward and backward passes a step, each on its share of batch_size."""
 
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast of the forward pass; overrides the launcher's."""
+    """Autocast of the forward pass; overrides the launcher's. Quantizers compute in float32 in any case."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
