@@ -105,7 +105,7 @@ def open_unfinished(unfinished: Path, plan: ShardPlan) -> ShardPlan:
             for leftover in unfinished.glob(".*"):
                 leftover.unlink(missing_ok=True)
             return found
-        logger.warning("%s is of another tokenizer or other pictures: it is begun anew", unfinished)
+        logger.warning("%s was made with another tokenizer or other pictures: starting again", unfinished)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save_json(asdict(plan), unfinished / PLAN_NAME)
