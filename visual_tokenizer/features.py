@@ -13,11 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from visual_tokenizer.backbones.base import Backbone, check_layers, load_backbone
+from visual_tokenizer.backbones.base import Backbone, NetworkFields, check_layers, load_backbone
 from visual_tokenizer.data.batches import DataSection, PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig, Split
 from visual_tokenizer.errors import program
-from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.recipe import parse_arguments
 from visual_tokenizer.runs.files import whole_file
 
@@ -35,19 +34,13 @@ Examples:
 
 
 @dataclass(kw_only=True)
-class FeaturesRecipe(Section):
+class FeaturesRecipe(NetworkFields):
     """Which features of which pictures."""
 
     renamed: ClassVar[Mapping[str, str | None]] = {"backbone": "network"}
 
     output: str
     """The safetensors file; it holds one tensor `features` (M, D)."""
-
-    network: str = "efficientnet_lite0"
-    """The frozen network."""
-
-    weights: str | None = None
-    """State dict of the network; null: that of the installed package."""
 
     level: int = -1
     """Feature map that is taken, 0 the finest, -1 the coarsest; its places are the features."""
@@ -76,13 +69,7 @@ class FeaturesRecipe(Section):
 
 @torch.no_grad()
 def write_features(recipe: FeaturesRecipe) -> Tensor:
-    """Write the file and return its features (M, D).
-
-    Raises:
-        MissingWeightsError: the network's weights are not there.
-        DataSourceError: no such pictures.
-        ValueError: the network has no such level.
-    """
+    """Write the file and return its features (M, D)."""
     network: Backbone = load_backbone(recipe.network, recipe.weights)
     level = recipe.level if recipe.level >= 0 else len(network.feature_dims) + recipe.level
     check_layers([level], network)
@@ -107,8 +94,7 @@ def write_features(recipe: FeaturesRecipe) -> Tensor:
 @program(PROGRAM)
 def main(arguments: Sequence[str]) -> int:
     """Write features by the command line's arguments; return 0, or 2 where the user has to put something right."""
-    words = list(arguments)
-    recipe = parse_arguments(FeaturesRecipe, words, program=PROGRAM, about=ABOUT)
+    recipe = parse_arguments(FeaturesRecipe, arguments, program=PROGRAM, about=ABOUT)
     features = write_features(recipe)
     print(f"wrote {features.shape[0]} features of {features.shape[1]} channels to {recipe.output}")
     return 0

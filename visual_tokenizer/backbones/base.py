@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from visual_tokenizer.errors import MissingWeightsError as MissingWeightsError
 from visual_tokenizer.errors import UserError
+from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.registry import Family, PartConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -25,6 +26,24 @@ class BackboneConfig(PartConfig, package="visual_tokenizer.backbones"):
     weights: str | None = None
     """Path of a state dict (.pth, .pt or .safetensors; `transformers_vision`: folder or hub name); null: the
     weights of an installed package or of torch.hub's folder, where there are any."""
+
+
+@dataclass(kw_only=True)
+class WeightsFields(Section):
+    """Fields of a part that looks through one network."""
+
+    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+
+    weights: str | None = None
+    """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
+
+
+@dataclass(kw_only=True)
+class NetworkFields(WeightsFields):
+    """Fields of a part that looks through a network of choice."""
+
+    network: str = "efficientnet_lite0"
+    """Frozen network: a file of `visual_tokenizer/backbones`."""
 
 
 class Backbone(nn.Module):

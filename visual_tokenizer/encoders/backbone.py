@@ -7,15 +7,15 @@ weights are not saved with the tokenizer: whoever loads it needs them too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from visual_tokenizer.backbones.base import (
+    NetworkFields,
     NetworkHolder,
     check_layers,
     load_backbone,
@@ -27,16 +27,8 @@ from visual_tokenizer.layers.convolution import tokens_from_map
 
 
 @dataclass(kw_only=True)
-class BackboneEncoderConfig(EncoderConfig):
+class BackboneEncoderConfig(NetworkFields, EncoderConfig):
     """Fields of the frozen network."""
-
-    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
-
-    network: str = "efficientnet_lite0"
-    """A file of `visual_tokenizer/backbones`."""
-
-    weights: str | None = None
-    """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
 
     level: Annotated[int, Ge(0)] = 3
     """Level of the network whose features are the latents, 0 the finest."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import yaml
 from annotated_types import Ge
 
-from visual_tokenizer.fields.ranges import Section
+from visual_tokenizer.backbones.base import NetworkFields
 from visual_tokenizer.semantics.base import SemanticMeasureConfig, require_scikit_learn
 from visual_tokenizer.text_encoders.base import TextEncoderConfig
 
@@ -18,10 +18,8 @@ LEAST = 10
 
 
 @dataclass(kw_only=True)
-class SemanticSection(Section):
+class SemanticSection(NetworkFields):
     """How the meaning of tokens is measured and shown."""
-
-    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
 
     measures: list[Any] | None = None
     """Names of `visual_tokenizer/semantics`, or mappings of `type` and fields; null: all that the pictures allow."""
@@ -31,9 +29,6 @@ class SemanticSection(Section):
 
     network: str = "efficientnet_lite0"
     """Frozen network whose embedding of a picture is the ceiling, the `teacher`."""
-
-    weights: str | None = None
-    """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
 
     text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig.family.config({"type": "minilm"}))
     """Frozen network of captions and class names."""

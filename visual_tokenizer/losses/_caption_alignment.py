@@ -107,11 +107,7 @@ class SoftmaxAlignment(CaptionAlignment):
         self.log_scale = nn.Parameter(torch.full((), -math.log(config.temperature)))
 
     def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
-        """Return the loss over the pictures of all processes in nats, a float32 scalar.
-
-        Raises:
-            UserError: the batch has no captions, or not one a picture; a `position` or `channels` out of range.
-        """
+        """Return the loss over the pictures of all processes in nats, a float32 scalar."""
         return softmax_loss(self.log_scale.float().exp().clamp(max=100) * self.cosines(output, batch))
 
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
-from visual_tokenizer.backbones.base import NetworkHolder
+from visual_tokenizer.backbones.base import NetworkHolder, WeightsFields
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.teacher import DEFAULT, Teacher, TeacherSection
 
 
 @dataclass(kw_only=True)
-class TaughtConfig(LossConfig):
+class TaughtConfig(WeightsFields, LossConfig):
     """Fields of every such loss."""
-
-    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
 
     network: str | None = None
     """A network of the loss's own, named as `teacher.network`; null: the recipe's teacher or, where there is none,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.layers.shape import check_heads
+from visual_tokenizer.layers.shape import TransformerShape
 from visual_tokenizer.layers.transformer import Transformer, sinusoidal_positions
 from visual_tokenizer.losses._activation import Activation
 from visual_tokenizer.losses.base import Loss, LossConfig
@@ -27,7 +27,7 @@ from visual_tokenizer.outputs import TokenizerOutput
 
 
 @dataclass(kw_only=True)
-class CausalReconstructionConfig(LossConfig):
+class CausalReconstructionConfig(TransformerShape, LossConfig):
     """Fields of the reconstruction of the encoder's latents; the defaults are SEED's."""
 
     code_dim: Annotated[int, Ge(1)] = 32
@@ -37,14 +37,7 @@ class CausalReconstructionConfig(LossConfig):
     """Channels of the encoder's latents and of the transformer; a multiple of `heads` and of 4."""
 
     depth: Annotated[int, Ge(1)] = 4
-    """Transformer blocks."""
-
     heads: Annotated[int, Ge(1)] = 12
-    """Attention heads."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self)
 
 
 class CausalReconstruction(Loss):

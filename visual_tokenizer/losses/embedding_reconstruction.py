@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.attention import ReadingBlock
-from visual_tokenizer.layers.shape import check_heads
+from visual_tokenizer.layers.shape import TransformerShape
 from visual_tokenizer.layers.transformer import Transformer, learned_positions, sinusoidal_positions
 from visual_tokenizer.losses._taught import Taught, TaughtConfig
 from visual_tokenizer.outputs import TokenizerOutput
@@ -35,7 +35,7 @@ from visual_tokenizer.teacher import Teacher
 
 
 @dataclass(kw_only=True)
-class EmbeddingReconstructionConfig(TaughtConfig):
+class EmbeddingReconstructionConfig(TransformerShape, TaughtConfig):
     """Fields of the reconstruction of an embedding; the defaults are SEED's, but for the teacher."""
 
     code_dim: Annotated[int, Ge(1)] = 32
@@ -45,17 +45,13 @@ class EmbeddingReconstructionConfig(TaughtConfig):
     """Channels of the transformer; a multiple of `heads` and of 4."""
 
     depth: Annotated[int, Ge(1)] = 4
-    """Transformer blocks."""
-
     heads: Annotated[int, Ge(1)] = 12
-    """Attention heads."""
 
     cosine_weight: Annotated[float, Ge(0)] = 0.0
     """Factor on 1 − cos, which is added to the squared error. SEED's is 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_heads(self)
         if self.level is not None:
             raise UserError(f"level must be null, the embedding of the whole picture, got {self.level}")
 

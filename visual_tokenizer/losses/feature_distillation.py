@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.layers.shape import check_heads
+from visual_tokenizer.layers.shape import TransformerShape
 from visual_tokenizer.layers.transformer import Transformer, sinusoidal_positions
 from visual_tokenizer.losses._code_channels import Channels, code_channels
 from visual_tokenizer.losses._taught import Taught, TaughtConfig, resized_map
@@ -30,7 +30,7 @@ from visual_tokenizer.teacher import Teacher
 
 
 @dataclass(kw_only=True)
-class FeatureDistillationConfig(TaughtConfig):
+class FeatureDistillationConfig(TransformerShape, TaughtConfig):
     """Fields of the distillation of a network's features: at a level by each token, else by the mean over tokens."""
 
     channels: Channels = field(default_factory=lambda: [0, 8])
@@ -41,13 +41,6 @@ class FeatureDistillationConfig(TaughtConfig):
 
     depth: Annotated[int, Ge(0)] = 1
     """Transformer blocks before the two layers. VQ-KD's is 1 or 3."""
-
-    heads: Annotated[int, Ge(1)] = 8
-    """Attention heads."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self)
 
 
 class FeatureDistillation(Taught):

@@ -18,14 +18,14 @@ from torch.nn import functional as F
 
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.layers.code_reader import CodeReader
-from visual_tokenizer.layers.shape import check_heads
+from visual_tokenizer.layers.shape import TransformerShape
 from visual_tokenizer.losses._taught import Taught, TaughtConfig, resized_map
 from visual_tokenizer.outputs import TokenizerOutput
 from visual_tokenizer.teacher import Teacher
 
 
 @dataclass(kw_only=True)
-class FeatureReconstructionConfig(TaughtConfig):
+class FeatureReconstructionConfig(TransformerShape, TaughtConfig):
     """Fields of the reconstruction of features; the defaults are the paper's, but for the teacher."""
 
     level: int = 3
@@ -41,17 +41,8 @@ class FeatureReconstructionConfig(TaughtConfig):
     """Side of the grid of queries, to which the teacher's map is brought."""
 
     width: Annotated[int, Ge(1)] = 1408
-    """Channels of the queries; a multiple of `heads`."""
-
     depth: Annotated[int, Ge(1)] = 12
-    """Blocks."""
-
     heads: Annotated[int, Ge(1)] = 16
-    """Attention heads."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self)
 
 
 class FeatureReconstruction(Taught):

@@ -15,7 +15,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from visual_tokenizer.backbones.base import (
     Backbone,
     MissingWeightsError,
     NetworkHolder,
+    WeightsFields,
     frames_as_pictures,
     load_backbone,
     squared_differences,
@@ -98,15 +99,18 @@ def lpips_distance(network: Backbone, heads: Sequence[Tensor], pixels: Tensor, r
 
 
 @dataclass(kw_only=True)
-class LpipsConfig(LossConfig):
-    """Configures LPIPS."""
-
-    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
+class LpipsFields(WeightsFields):
+    """Where the weights of LPIPS are."""
 
     weights: str | None = None
     """State dict of torchvision's VGG-16; null: the one in torch.hub's folder."""
     heads: str | None = None
     """The learned weights, `vgg.pth` of the package lpips (v0.1); null: those of the installed package."""
+
+
+@dataclass(kw_only=True)
+class LpipsConfig(LpipsFields, LossConfig):
+    """Configures LPIPS."""
 
 
 class Lpips(NetworkHolder, Loss):

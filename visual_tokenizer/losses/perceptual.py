@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Len
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from visual_tokenizer.backbones.base import (
     Backbone,
+    NetworkFields,
     NetworkHolder,
     check_layers,
     frames_as_pictures,
@@ -59,19 +60,21 @@ def perceptual_distance(
 
 
 @dataclass(kw_only=True)
-class PerceptualConfig(LossConfig):
-    """Configures the perceptual loss."""
+class PerceptualFields(NetworkFields):
+    """Fields of the distance."""
 
-    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
-
-    network: str | None = "efficientnet_lite0"
-    """Frozen network: a file of `visual_tokenizer/backbones`; null: the recipe's teacher."""
-    weights: str | None = None
-    """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
     layers: Annotated[list[Annotated[int, Ge(0)]], Len(1), Different()] | None = None
     """Levels of the network to compare, 0 the finest; null: all."""
     min_size: Annotated[int, Ge(32)] = 64
     """Pixels of the shorter side; smaller pictures are enlarged to it, others stay."""
+
+
+@dataclass(kw_only=True)
+class PerceptualConfig(PerceptualFields, LossConfig):
+    """Configures the perceptual loss."""
+
+    network: str | None = "efficientnet_lite0"  # type: ignore[assignment]  # wider than the metric's
+    """Frozen network: a file of `visual_tokenizer/backbones`; null: the recipe's teacher."""
 
     @property
     def wants_teacher(self) -> bool:

@@ -6,7 +6,7 @@ the first of two stages. The decoder is one that ends in `proxy_codes`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from visual_tokenizer.backbones.base import NetworkHolder
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.losses.base import Loss, LossConfig
 from visual_tokenizer.outputs import TokenizerOutput
@@ -32,11 +33,8 @@ class ProxyCodesConfig(LossConfig):
     """Share of the target that is spread over all codes. TiTok's is 0."""
 
 
-class ProxyCodes(Loss):
-    """−log p(index of the proxy), averaged over every picture and position.
-
-    The proxy follows `.to(...)` but is in neither `parameters()` nor `state_dict()`.
-    """
+class ProxyCodes(NetworkHolder, Loss):
+    """−log p(index of the proxy, the held `network`), averaged over every picture and position."""
 
     Config = ProxyCodesConfig
 
@@ -48,17 +46,7 @@ class ProxyCodes(Loss):
             raise UserError(f"proxy must be a visual tokenizer, {config.proxy} is a {proxy.config.model_type} model")
         if proxy.num_codebooks != 1:
             raise UserError(f"proxy must have one index a position, got {proxy.num_codebooks} of {config.proxy}")
-        # A tuple hides the network from nn.Module's bookkeeping; `_apply` below moves it.
-        self._frozen = (proxy.requires_grad_(False).eval(),)
-
-    @property
-    def proxy(self) -> Any:
-        """The frozen proxy, a `VisualTokenizer`."""
-        return self._frozen[0]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ProxyCodes:
-        self.proxy._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        self.hold(proxy.requires_grad_(False).eval())
 
     def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
         """Return the mean cross-entropy in nats, a float32 scalar.
@@ -66,7 +54,8 @@ class ProxyCodes(Loss):
         Raises:
             ValueError: the decoder's logits are not those of the proxy's codes or grid.
         """
-        proxy, logits = self.proxy, output.raw
+        proxy: Any = self.network
+        logits = output.raw
         indices = proxy.encode(batch["pixels"])
         wanted = (indices.shape[0], proxy.codebook_size, *indices.shape[1:])
         if logits.shape != wanted:

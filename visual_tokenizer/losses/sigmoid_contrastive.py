@@ -42,11 +42,7 @@ class SigmoidContrastive(CaptionAlignment):
         self.bias = nn.Parameter(torch.full((), config.bias))
 
     def forward(self, output: TokenizerOutput, batch: Mapping[str, Any]) -> Tensor:
-        """Return the loss over the pairs of all processes, a float32 scalar.
-
-        Raises:
-            ValueError: the batch has no captions, or not one a picture; a `position` or `channels` out of range.
-        """
+        """Return the loss over the pairs of all processes, a float32 scalar."""
         scores = self.log_scale.float().exp() * self.cosines(output, batch) + self.bias.float()
         count = scores.shape[0]
         signs = 2 * torch.eye(count, device=scores.device) - 1

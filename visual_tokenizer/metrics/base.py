@@ -66,8 +66,8 @@ class Metric:
         return {**fields, "measures": meaning, **({"weights_digest": digest} if digest else {})}
 
     def weights_digest(self) -> str:
-        """Return what tells the weights of the metric's network from others; empty where there is none."""
-        return ""
+        """Return what tells the weights of the metric's `network` from others; empty where there is none."""
+        return getattr(getattr(self, "network", None), "weights_digest", "")
 
     def reset(self) -> None:
         """Forget all data."""
@@ -170,10 +170,6 @@ class FrechetMetric(Metric):
             sums[f"{side}_sum"] = torch.zeros(width, dtype=torch.float64)
             sums[f"{side}_outer"] = torch.zeros(width, width, dtype=torch.float64)
         super().__init__(config, sums)
-
-    def weights_digest(self) -> str:
-        """Return the digest of the network's weights."""
-        return self.network.weights_digest
 
     def observe(self, pixels: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
         """Take in `pixels` as reference and their reconstruction as generated; see the base class."""

@@ -6,23 +6,19 @@ Paper: TokBench: Evaluating Your Visual Tokenizer before Visual Generation (Wu e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visual_tokenizer.backbones.base import MissingWeightsError, load_backbone, require_pictures
+from visual_tokenizer.backbones.base import MissingWeightsError, NetworkFields, load_backbone, require_pictures
 from visual_tokenizer.metrics.base import MetricConfig, PictureMean, round_pixels
 
 
 @dataclass(kw_only=True)
-class FaceFidelityConfig(MetricConfig):
+class FaceFidelityConfig(NetworkFields, MetricConfig):
     """Configures the fidelity of faces."""
-
-    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
 
     network: str = "transformers_vision"
     """Frozen network whose `embedding` tells persons apart: a file of `visual_tokenizer/backbones`."""
@@ -53,10 +49,6 @@ class FaceFidelity(PictureMean):
         super().__init__(config, "face_similarity")
         self.network = load_backbone(config.network, config.weights)
         require_pictures(self.network)
-
-    def weights_digest(self) -> str:
-        """Return the digest of the network's weights."""
-        return self.network.weights_digest
 
     def values(self, pixels: Tensor, reconstruction: Tensor) -> Tensor:
         """Return the cosine similarity of each pair, (B,) float64."""

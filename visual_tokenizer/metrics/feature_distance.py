@@ -6,24 +6,15 @@ Paper: GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
-from visual_tokenizer.backbones.base import Backbone, load_backbone
+from visual_tokenizer.backbones.base import Backbone, NetworkFields, load_backbone
 from visual_tokenizer.metrics.base import FrechetMetric, MetricConfig
 
 
 @dataclass(kw_only=True)
-class FeatureDistanceConfig(MetricConfig):
+class FeatureDistanceConfig(NetworkFields, MetricConfig):
     """Configures the Fréchet distance."""
-
-    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
-
-    network: str = "efficientnet_lite0"
-    """Frozen network: a file of `visual_tokenizer/backbones`."""
-    weights: str | None = None
-    """State dict of the network (`transformers_vision`: folder or name); null: that of the installed package."""
 
 
 class FeatureDistance(FrechetMetric):

@@ -6,19 +6,15 @@ Paper: GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
-from visual_tokenizer.backbones.base import load_backbone
+from visual_tokenizer.backbones.base import WeightsFields, load_backbone
 from visual_tokenizer.metrics.base import FrechetMetric, MetricConfig
 
 
 @dataclass(kw_only=True)
-class FIDConfig(MetricConfig):
+class FIDConfig(WeightsFields, MetricConfig):
     """Configures FID; the network cannot be chosen, since another one's distance is not FID."""
-
-    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
 
     weights: str | None = None
     """The published state dict of the Inception of 2015-12-05; null: the one in torch.hub's folder."""

@@ -6,19 +6,15 @@ arXiv:1812.01717, section 3. Between clips and their reconstructions it is what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
-from visual_tokenizer.backbones.base import load_backbone
+from visual_tokenizer.backbones.base import WeightsFields, load_backbone
 from visual_tokenizer.metrics.base import FrechetMetric, MetricConfig
 
 
 @dataclass(kw_only=True)
-class FVDConfig(MetricConfig):
+class FVDConfig(WeightsFields, MetricConfig):
     """Configures FVD; the network cannot be chosen, since another one's distance is not FVD."""
-
-    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
 
     weights: str | None = None
     """State dict of I3D in the layout of pytorch-i3d; null: `rgb_imagenet.pt` in torch.hub's folder."""

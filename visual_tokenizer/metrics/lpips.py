@@ -5,27 +5,18 @@ Paper: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Z
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from visual_tokenizer.losses.lpips import Lpips, LpipsConfig
+from visual_tokenizer.losses.lpips import Lpips, LpipsConfig, LpipsFields
 from visual_tokenizer.metrics.base import MetricConfig, PictureMean, round_pixels
 
 
 @dataclass(kw_only=True)
-class LPIPSMetricConfig(MetricConfig):
+class LPIPSMetricConfig(LpipsFields, MetricConfig):
     """Configures LPIPS."""
-
-    renamed: ClassVar[Mapping[str, str | None]] = {"network_weights": "weights"}
-
-    weights: str | None = None
-    """State dict of torchvision's VGG-16; null: the one in torch.hub's folder."""
-    heads: str | None = None
-    """The learned weights, `vgg.pth` of the package lpips (v0.1); null: those of the installed package."""
 
 
 class LPIPSMetric(PictureMean):

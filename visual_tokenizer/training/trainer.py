@@ -263,7 +263,7 @@ class TokenizerTrainer:
                 part.read_weights()
         if "proxy_codes" in self.losses:
             loss: Any = self.losses["proxy_codes"]
-            copy_proxy(self.tokenizer, loss.proxy)
+            copy_proxy(self.tokenizer, loss.network)
         if self.recipe.initialize_from is not None:
             load_weights(self.tokenizer, self.recipe.initialize_from)
         quantizer = self.tokenizer.quantizer
