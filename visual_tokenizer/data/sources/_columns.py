@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from visual_tokenizer.data.sources.base import DataSourceError
+from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
 
 
-def to_rows(
-    table: datasets.Dataset | datasets.IterableDataset,
-    *,
-    image_column: str,
-    caption_column: str | None,
-    key_column: str | None,
-    label_column: str | None,
-    where: str,
-) -> Any:
+@dataclass(kw_only=True)
+class TableConfig(SourceConfig):
+    """Which columns of a table are read, and how."""
+
+    image_column: str = "image"
+    """Column of the pictures."""
+    caption_column: str | None = "caption"
+    """Column of the captions: text, a list of texts (the first counts) or a class label; null: none."""
+    key_column: str | None = None
+    """Column that identifies a sample; null: its row number, or in a stream the hash of its picture."""
+    label_column: str | None = None
+    """Column of the pictures' classes: names or class labels; null: none."""
+    streaming: bool = False
+    """Read on the way instead of storing the whole set (as an Arrow cache) first."""
+
+
+class TableSource(Source):
+    """Rows of tables, which say to which class a picture belongs where `label_column` does."""
+
+    def __init__(self, config: TableConfig) -> None:
+        super().__init__(config)
+        self.label_columns = () if config.label_column is None else ("label",)
+
+
+def to_rows(table: datasets.Dataset | datasets.IterableDataset, config: TableConfig, *, where: str) -> Any:
     """Return `table` with the columns `image` (encoded), `caption`, `key` and, where `label_column` names it, `label`.
 
     Without a key column a map-style row's key is its number, a streamed row's the hash of its picture.
@@ -28,21 +45,16 @@ def to_rows(
         DataSourceError: a column is missing; `where` names the source.
     """
     names = table.column_names
-    wanted = {
-        "image_column": image_column,
-        "caption_column": caption_column,
-        "key_column": key_column,
-        "label_column": label_column,
-    }
-    for field, column in wanted.items():
+    columns = {name: getattr(config, f"{name}_column") for name in ("image", "caption", "key", "label")}
+    for name, column in columns.items():
         if column is not None and names is not None and column not in names:
-            raise DataSourceError(f"{where}: {field} is '{column}', but the columns are {', '.join(names)}")
+            raise DataSourceError(f"{where}: {name}_column is '{column}', but the columns are {', '.join(names)}")
+    image_column, caption_column, key_column, label_column = columns.values()
     streaming = isinstance(table, datasets.IterableDataset)
     table = table.cast_column(image_column, datasets.Image(decode=False))
     names_of_caption = _class_names(table, caption_column)
     names_of_label = _class_names(table, label_column)
     if streaming:
-        columns = {"image": image_column, "caption": caption_column, "key": key_column, "label": label_column}
         settings = {**columns, "names_of_caption": names_of_caption, "names_of_label": names_of_label}
         return table.map(_stream_row, fn_kwargs=settings, remove_columns=names)
     count = len(table)

@@ -85,6 +85,9 @@ class Source:
     reads_place: ClassVar[bool] = False
     """Whether a row's `place` in [0, 1), if it has one, says where in a longer video the clip starts."""
 
+    parts_named_by: ClassVar[str | None] = None
+    """Field that names the samples; that of the held-out ones, `heldout_…` before it, is null where there are none."""
+
     label_columns: tuple[str, ...] = ()
     """Columns of classes, the one that is meant by default first."""
 
@@ -95,7 +98,12 @@ class Source:
     @property
     def has_own_heldout(self) -> bool:
         """Whether the source names a held-out part itself, so that nothing is split by hash."""
-        return False
+        return self.parts_named_by is not None and getattr(self.config, f"heldout_{self.parts_named_by}") is not None
+
+    def name_of(self, part: str) -> str:
+        """Return what the config names the "main" or the "heldout" part by."""
+        name: str = getattr(self.config, f"{'' if part == 'main' else 'heldout_'}{self.parts_named_by}")
+        return name
 
     def read(self, part: str) -> datasets.Dataset | datasets.IterableDataset:
         """Return the encoded rows of `part`, "main" or (where the source has one) "heldout"."""
@@ -127,11 +135,7 @@ class Source:
         return rows.select(chosen)
 
     def load(self, split: str = "train") -> datasets.Dataset | datasets.IterableDataset:
-        """Return the samples of "train", "heldout" or "all", decoded when they are fetched.
-
-        Raises:
-            DataSourceError: an unknown split, or nothing there.
-        """
+        """Return the samples of "train", "heldout" or "all", decoded when they are fetched; see `load_encoded`."""
         return self.decoded(self.load_encoded(split))
 
     def decoded(self, rows: datasets.Dataset | datasets.IterableDataset) -> Any:
@@ -141,11 +145,7 @@ class Source:
         return rows.with_transform(RowDecoder(rows, self))
 
     def decode(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Turn one encoded row into a sample.
-
-        Raises:
-            UnreadableImageError: see `decode_image`.
-        """
+        """Turn one encoded row into a sample; see `decode_content`."""
         content = self.decode_content(row)
         caption = row.get("caption")
         if isinstance(caption, list):  # several captions for one picture: the first

@@ -11,48 +11,36 @@ import datasets
 from annotated_types import Ge
 from PIL import Image
 
-from visual_tokenizer.data.files import read_captions
-from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceConfig
+from visual_tokenizer.data.sources._folders import FolderConfig, FolderSource
+from visual_tokenizer.data.sources.base import DataSourceError
 from visual_tokenizer.data.video_decoding import ANIMATIONS, CONTAINERS, decode_clip, is_frame_folder
 
 
 @dataclass(kw_only=True)
-class VideoFolderConfig(SourceConfig):
+class VideoFolderConfig(FolderConfig):
     """Every video below a folder."""
 
     folder: str
     """Folder that is searched with all its subfolders; one that holds pictures named by numbers is a video."""
-    heldout_folder: str | None = None
-    """Folder of the held-out videos; null: a share of `folder`."""
     num_frames: Annotated[int, Ge(1)] = 17
     """Frames of a clip. Shorter videos are skipped."""
     stride: Annotated[int, Ge(1)] = 1
     """Every how many frames of the video one is taken."""
-    metadata_file: str = "metadata.jsonl"
-    """File in the folder, one JSON object a line with `file_name` and a caption; it may be missing."""
-    caption_column: str | None = None
-    """Key of the caption in the metadata; null: `caption`, else `text`, else an empty caption."""
 
     @property
     def clip_frames(self) -> int:
         return self.num_frames
 
 
-class VideoFolder(Source):
+class VideoFolder(FolderSource):
     """Clips of a folder's videos; `key` is the path within it."""
 
     Config = VideoFolderConfig
     content = "clip"
     reads_place = True
 
-    @property
-    def has_own_heldout(self) -> bool:
-        return self.config.heldout_folder is not None
-
     def read(self, part: str) -> datasets.Dataset:
-        folder = Path(self.config.folder if part == "main" else self.config.heldout_folder)
-        if not folder.is_dir():
-            raise DataSourceError(f"video_folder: there is no folder {folder}")
+        folder = self.folder_of(part)
         videos = sorted(
             path.relative_to(folder).as_posix()
             for path in folder.rglob("*")
@@ -63,7 +51,7 @@ class VideoFolder(Source):
             raise DataSourceError(
                 f"video_folder: no video below {folder} (looked for {suffixes} and folders of numbered pictures)"
             )
-        captions = read_captions(folder / self.config.metadata_file, self.config.caption_column, "video_folder")
+        captions = self.captions_in(folder)
         columns = {
             "key": videos,
             "clip": [str(folder / video) for video in videos],

@@ -49,17 +49,14 @@ class WebDataset(Source):
     """Tar shards. Members are read in memory only: whatever their names say, nothing is written to disk."""
 
     Config = WebDatasetConfig
+    parts_named_by = "shards"
 
     def __init__(self, config: WebDatasetConfig) -> None:
         super().__init__(config)
         self.label_columns = () if config.label_key is None else ("label",)
 
-    @property
-    def has_own_heldout(self) -> bool:
-        return self.config.heldout_shards is not None
-
     def read(self, part: str) -> datasets.IterableDataset:
-        shards = expand(self.config.shards if part == "main" else self.config.heldout_shards, where="webdataset")
+        shards = expand(self.name_of(part), where="webdataset")
         settings = {
             "caption_key": self.config.caption_key,
             "label_key": self.config.label_key,
