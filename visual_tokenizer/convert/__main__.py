@@ -57,13 +57,7 @@ class ConvertRecipe(Section):
 
 
 def convert(recipe: ConvertRecipe) -> None:
-    """Load, and write the folder.
-
-    Raises:
-        UserError: the weights are not the source's.
-        UserError: a file holds pickled objects.
-        UserError: it holds no tensors.
-    """
+    """Load, and write the folder."""
     fields = {**recipe.options, "image_size": recipe.image_size}
     tokenizer = load_published(recipe.input, recipe.source, decoder=recipe.decoder, **fields)
     write_tokenizer(tokenizer, build_source(recipe.source, **fields), Path(recipe.output))
@@ -72,8 +66,7 @@ def convert(recipe: ConvertRecipe) -> None:
 @program(PROGRAM)
 def main(arguments: Sequence[str]) -> int:
     """Convert by the command line's arguments; return 0, or 2 where the user has to put something right."""
-    words = list(arguments)
-    recipe = parse_arguments(ConvertRecipe, words, program=PROGRAM, about=ABOUT)
+    recipe = parse_arguments(ConvertRecipe, arguments, program=PROGRAM, about=ABOUT)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MissingDecoderWarning)
         convert(recipe)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from visual_tokenizer.errors import UserError
+
+Weights: TypeAlias = Mapping[str, Tensor]
+"""Tensors by name."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Link:
     theirs: tuple[str, ...]
     ones: int = 0
 
-    def read(self, published: Mapping[str, Tensor]) -> Tensor:
+    def read(self, published: Weights) -> Tensor:
         """Return our weight."""
         parts = [published[name] for name in self.theirs]
         joined = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -75,7 +79,7 @@ def biasless_residual(ours: str, theirs: str, has_shortcut: bool) -> list[Link]:
     return links + layer(f"{ours}.shortcut", f"{theirs}.nin_shortcut", has_bias=False) if has_shortcut else links
 
 
-def count_numbered(published: Mapping[str, Tensor], name: str) -> int:
+def count_numbered(published: Weights, name: str) -> int:
     """Return how many weights there are whose name is `name` with 0, 1, … for `{}`."""
     number = 0
     while name.format(number) in published:
@@ -83,7 +87,7 @@ def count_numbered(published: Mapping[str, Tensor], name: str) -> int:
     return number
 
 
-def read_links(links: Iterable[Link], published: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+def read_links(links: Iterable[Link], published: Weights, where: str) -> dict[str, Tensor]:
     """Return our weights by name.
 
     Raises:
@@ -102,7 +106,7 @@ def read_links(links: Iterable[Link], published: Mapping[str, Tensor], where: st
     return {link.ours: link.read(published) for link in chosen}
 
 
-def write_links(links: Iterable[Link], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def write_links(links: Iterable[Link], state: Weights) -> dict[str, Tensor]:
     """Return published weights by name: the inverse of `read_links`."""
     published: dict[str, Tensor] = {}
     for link in links:

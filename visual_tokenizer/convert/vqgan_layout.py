@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import Link, count_numbered, layer, stacked_layer
+from visual_tokenizer.convert.links import Link, Weights, count_numbered, layer, stacked_layer
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
 from visual_tokenizer.errors import UserError
@@ -50,7 +50,7 @@ class Names:
         return levels - 1 - level if self.counts_upwards else level
 
 
-def encoder_shape(published: Mapping[str, Tensor], names: Names, image_size: int) -> dict[str, Any]:
+def encoder_shape(published: Weights, names: Names, image_size: int) -> dict[str, Any]:
     """Return the fields of a `cnn` encoder that has these weights.
 
     Raises:
@@ -79,7 +79,7 @@ def encoder_shape(published: Mapping[str, Tensor], names: Names, image_size: int
     }
 
 
-def decoder_shape(published: Mapping[str, Tensor], names: Names, image_size: int) -> dict[str, Any]:
+def decoder_shape(published: Weights, names: Names, image_size: int) -> dict[str, Any]:
     """Return the fields of a `cnn` decoder that has these weights.
 
     Raises:
@@ -111,7 +111,7 @@ def decoder_shape(published: Mapping[str, Tensor], names: Names, image_size: int
 
 
 def whole_vqgan(
-    published: Mapping[str, Tensor], names: Names, image_size: int, quantizer: Mapping[str, Any]
+    published: Weights, names: Names, image_size: int, quantizer: Mapping[str, Any]
 ) -> VisualTokenizerConfig:
     """Return the tokenizer of `cnn` parts and this quantizer that has these weights.
 
@@ -134,7 +134,7 @@ def whole_vqgan_links(config: VisualTokenizerConfig, names: Names) -> list[Link]
     return links + layer("to_codes", "quant_conv", ones=2) + layer("from_codes", "post_quant_conv", ones=2)
 
 
-def vq_section(published: Mapping[str, Tensor], **fields: Any) -> dict[str, Any]:
+def vq_section(published: Weights, **fields: Any) -> dict[str, Any]:
     """Return a `vq` quantizer whose codebook is `quantize.embedding`, learned by gradient as published ones are.
 
     Raises:
@@ -238,11 +238,11 @@ def _attention(ours: str, theirs: str, their_norm: str, names: Names, norm: Norm
     return links + layer(f"{ours}.projection", f"{theirs}.{names.projection}", ones=names.attention_ones)
 
 
-def _has_attention(published: Mapping[str, Tensor], names: Names, at: str) -> bool:
+def _has_attention(published: Weights, names: Names, at: str) -> bool:
     return f"{at}.{names.query_key_value[0]}.weight" in published
 
 
-def _weight(published: Mapping[str, Tensor], name: str) -> Tensor:
+def _weight(published: Weights, name: str) -> Tensor:
     if f"{name}.weight" not in published:
         raise UserError(f"the checkpoint has no {name}.weight")
     return published[f"{name}.weight"]
@@ -254,5 +254,5 @@ def _multipliers(widths: list[int], channels: int) -> list[int]:
     return [width // channels for width in widths]
 
 
-def _count(published: Mapping[str, Tensor], block: str) -> int:
+def _count(published: Weights, block: str) -> int:
     return count_numbered(published, f"{block}.conv1.weight")

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import Link, read_links, write_links
+from visual_tokenizer.convert.links import Link, Weights, read_links, write_links
 from visual_tokenizer.errors import UserError
 from visual_tokenizer.registry import PartConfig
 
@@ -50,7 +50,7 @@ class PublishedSource:
     def __init__(self, config: PublishedSourceConfig) -> None:
         self.config: Any = config
 
-    def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def own(self, tensors: Weights) -> dict[str, Tensor]:
         """Return the tokenizer's weights under their own names.
 
         Raises:
@@ -69,7 +69,7 @@ class PublishedSource:
             if name.startswith(head) and not name.removeprefix(head).startswith(self.beside)
         }
 
-    def join(self, own: dict[str, Tensor], decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def join(self, own: dict[str, Tensor], decoder: Weights) -> dict[str, Tensor]:
         """Add the weights of a decoder that is published by itself."""
         raise UserError(f"the weights of '{self.config.type}' hold the decoder: give no other")
 
@@ -81,9 +81,7 @@ class PublishedSource:
         """Return the size that the config.json of the published model states, if it does."""
         return None
 
-    def describe(
-        self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
-    ) -> VisualTokenizerConfig:
+    def describe(self, published: Weights, image_size: int, settings: Mapping[str, Any]) -> VisualTokenizerConfig:
         """Return the architecture that has these weights."""
         raise NotImplementedError
 
@@ -95,15 +93,15 @@ class PublishedSource:
         """
         raise NotImplementedError
 
-    def links_of(self, config: VisualTokenizerConfig, published: Mapping[str, Tensor]) -> list[Link]:
+    def links_of(self, config: VisualTokenizerConfig, published: Weights) -> list[Link]:
         """Return the links for reading, where a source has several layouts: those of what was found."""
         return self.links(config)
 
-    def read(self, published: Mapping[str, Tensor], config: VisualTokenizerConfig) -> dict[str, Tensor]:
+    def read(self, published: Weights, config: VisualTokenizerConfig) -> dict[str, Tensor]:
         """Return our weights by name."""
         return read_links(self.links_of(config, published), published, f"source '{self.config.type}'")
 
-    def write(self, state: Mapping[str, Tensor], config: VisualTokenizerConfig) -> dict[str, Tensor]:
+    def write(self, state: Weights, config: VisualTokenizerConfig) -> dict[str, Tensor]:
         """Return the published layout's weights by name."""
         return write_links(self.links(config), state)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import Link, layer
+from visual_tokenizer.convert.links import Link, Weights, layer
 from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import (
     CODEBOOK,
@@ -57,7 +57,7 @@ class Chameleon(PublishedSource):
     def size_in(self, settings: Mapping[str, Any]) -> int | None:
         return settings.get("vq_config", settings).get("resolution")
 
-    def join(self, own: dict[str, Tensor], decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def join(self, own: dict[str, Tensor], decoder: Weights) -> dict[str, Tensor]:
         heads = [name.removesuffix("decoder.conv_in.weight") for name in decoder if "decoder.conv_in.weight" in name]
         if not heads:
             raise UserError("the decoder's weights have no decoder.conv_in.weight")
@@ -69,9 +69,7 @@ class Chameleon(PublishedSource):
             )
         return own | {name: tensor for name, tensor in theirs.items() if name.startswith(_OF_DECODER)}
 
-    def describe(
-        self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
-    ) -> VisualTokenizerConfig:
+    def describe(self, published: Weights, image_size: int, settings: Mapping[str, Any]) -> VisualTokenizerConfig:
         quantizer = vq_section(published, loss_weighting="legacy")
         if "decoder.conv_in.weight" in published:
             return whole_vqgan(published, NAMES, image_size, quantizer)

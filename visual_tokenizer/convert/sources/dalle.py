@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import Link
+from visual_tokenizer.convert.links import Link, Weights
 from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.decoders.base import DecoderConfig
 from visual_tokenizer.encoders.base import EncoderConfig
@@ -43,19 +43,17 @@ class DALLE(PublishedSource):
     resample: ClassVar[Image.Resampling] = Image.Resampling.LANCZOS
     about = "DALL·E's dVAE (Ramesh et al., 2021), https://github.com/openai/DALL-E"
 
-    def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def own(self, tensors: Weights) -> dict[str, Tensor]:
         if "blocks.input.w" in tensors and "blocks.output.conv.w" in tensors:
             return {f"encoder.{name}": tensors[name] for name in tensors}  # the encoder's own file
         return super().own(tensors)
 
-    def join(self, own: dict[str, Tensor], decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def join(self, own: dict[str, Tensor], decoder: Weights) -> dict[str, Tensor]:
         if "blocks.input.w" not in decoder:
             raise UserError("the decoder's weights have no blocks.input.w")
         return own | {f"decoder.{name}": decoder[name] for name in decoder}
 
-    def describe(
-        self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
-    ) -> VisualTokenizerConfig:
+    def describe(self, published: Weights, image_size: int, settings: Mapping[str, Any]) -> VisualTokenizerConfig:
         if CODES not in published:
             raise UserError("the checkpoint has no decoder, whose first weights are the codes: give decoder.pkl's too")
         codes, channels = published["encoder.blocks.output.conv.w"].shape[:2]
@@ -88,7 +86,7 @@ class DALLE(PublishedSource):
         links += _convolution("decoder.blocks.output.conv", "decoder.blocks.output.conv")
         return [*links, Link("from_codes.bias", ("decoder.blocks.input.b",))]
 
-    def read(self, published: Mapping[str, Tensor], config: VisualTokenizerConfig) -> dict[str, Tensor]:
+    def read(self, published: Weights, config: VisualTokenizerConfig) -> dict[str, Tensor]:
         rest = {name: tensor for name, tensor in published.items() if name != CODES}
         state = super().read(rest, config)
         table = published[CODES].flatten(1).t()  # (K, channels that enter the decoder's first block)
@@ -100,7 +98,7 @@ class DALLE(PublishedSource):
         state["to_codes.weight"], state["to_codes.bias"] = torch.eye(latent_channels), torch.zeros(latent_channels)
         return state
 
-    def write(self, state: Mapping[str, Tensor], config: VisualTokenizerConfig) -> dict[str, Tensor]:
+    def write(self, state: Weights, config: VisualTokenizerConfig) -> dict[str, Tensor]:
         channels = config.decoder["code_channels"]
         width = config.quantizer["code_dim"]
         plain = {"to_codes.weight": torch.eye(width), "from_codes.weight": torch.eye(channels, width)}
@@ -126,7 +124,7 @@ def _groups(side: str, widths: list[int], blocks: int) -> list[Link]:
     return links
 
 
-def _blocks(published: Mapping[str, Tensor], side: str) -> int:
+def _blocks(published: Weights, side: str) -> int:
     number = 0
     while f"{side}.blocks.group_1.block_{number + 1}.res_path.conv_1.w" in published:
         number += 1

@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import Link, batch_norm, count_numbered, layer
+from visual_tokenizer.convert.links import Link, Weights, batch_norm, count_numbered, layer
 from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import (
     CODEBOOK,
@@ -64,9 +62,7 @@ class Emu3(PublishedSource):
     published_size = 512
     about = "Emu3 (Wang et al., 2024), https://github.com/baaivision/Emu3"
 
-    def describe(
-        self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
-    ) -> VisualTokenizerConfig:
+    def describe(self, published: Weights, image_size: int, settings: Mapping[str, Any]) -> VisualTokenizerConfig:
         heads = settings.get("vq_config", settings).get("num_attention_heads", 1)
         if heads != 1:
             raise UserError(f"attention has 1 head here, as in the published tokenizer, got {heads}")
@@ -93,7 +89,7 @@ class Emu3(PublishedSource):
     def links(self, config: VisualTokenizerConfig) -> list[Link]:
         return self._links(config, TRANSFORMERS)
 
-    def links_of(self, config: VisualTokenizerConfig, published: Mapping[str, Tensor]) -> list[Link]:
+    def links_of(self, config: VisualTokenizerConfig, published: Weights) -> list[Link]:
         return self._links(config, _names(published))
 
     def _links(self, config: VisualTokenizerConfig, names: Names) -> list[Link]:
@@ -113,7 +109,7 @@ class Emu3(PublishedSource):
         return [*links, CODEBOOK]
 
 
-def _names(published: Mapping[str, Tensor]) -> Names:
+def _names(published: Weights) -> Names:
     return TRANSFORMERS if "encoder.down_block.down.0.block.0.conv1.weight" in published else ORIGINAL
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import Link
+from visual_tokenizer.convert.links import Link, Weights
 from visual_tokenizer.convert.reading import EMA, with_averages
 from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import CODEBOOK, Names, vq_section, whole_vqgan, whole_vqgan_links
@@ -40,12 +40,10 @@ class IBQ(PublishedSource):
     resample: ClassVar[Image.Resampling] = Image.Resampling.BILINEAR
     about = "IBQ (Shi et al., 2024), https://github.com/TencentARC/SEED-Voken"
 
-    def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def own(self, tensors: Weights) -> dict[str, Tensor]:
         return super().own(with_averages(tensors) if self.config.use_averages else tensors)
 
-    def describe(
-        self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
-    ) -> VisualTokenizerConfig:
+    def describe(self, published: Weights, image_size: int, settings: Mapping[str, Any]) -> VisualTokenizerConfig:
         # mean(‖z_q − z‖²) is the estimator's; the other two terms are weighted as VQGAN's first code did.
         quantizer = vq_section(published, estimator={"type": "index_backpropagation"}, loss_weighting="legacy")
         return whole_vqgan(published, NAMES, image_size, quantizer)

@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import Link, layer
+from visual_tokenizer.convert.links import Link, Weights, layer
 from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import (
     CODEBOOK,
@@ -51,9 +49,7 @@ class Janus(PublishedSource):
             return None
         return int(vq["num_patches"]) * 2 ** (len(vq["channel_multiplier"]) - 1)
 
-    def describe(
-        self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
-    ) -> VisualTokenizerConfig:
+    def describe(self, published: Weights, image_size: int, settings: Mapping[str, Any]) -> VisualTokenizerConfig:
         quantizer = vq_section(published, loss_weighting="legacy")
         config = whole_vqgan(published, NAMES, image_size, quantizer)
         config.decoder = {"type": "unit_sphere", "code_channels": quantizer["code_dim"], "decoder": config.decoder}

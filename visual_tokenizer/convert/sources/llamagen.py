@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import Link
+from visual_tokenizer.convert.links import Link, Weights
 from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import CODEBOOK, Names, vq_section, whole_vqgan, whole_vqgan_links
 from visual_tokenizer.errors import UserError
@@ -52,9 +50,7 @@ class LlamaGen(PublishedSource):
     beside = ("quantize.codebook_used",)
     about = "LlamaGen (Sun et al., 2024), https://github.com/FoundationVision/LlamaGen"
 
-    def describe(
-        self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
-    ) -> VisualTokenizerConfig:
+    def describe(self, published: Weights, image_size: int, settings: Mapping[str, Any]) -> VisualTokenizerConfig:
         quantizer = vq_section(published, normalize=self.config.normalize)
         return whole_vqgan(published, NAMES, image_size, quantizer)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import Link, biasless_residual, count_numbered, layer
+from visual_tokenizer.convert.links import Link, Weights, biasless_residual, count_numbered, layer
 from visual_tokenizer.convert.reading import EMA, with_averages
 from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.decoders.base import DecoderConfig
@@ -40,12 +40,10 @@ class OpenMAGVIT2(PublishedSource):
     resample: ClassVar[Image.Resampling] = Image.Resampling.BILINEAR
     about = "Open-MAGVIT2 (Luo et al., 2024), https://github.com/TencentARC/SEED-Voken"
 
-    def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def own(self, tensors: Weights) -> dict[str, Tensor]:
         return super().own(with_averages(tensors) if self.config.use_averages else tensors)
 
-    def describe(
-        self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
-    ) -> VisualTokenizerConfig:
+    def describe(self, published: Weights, image_size: int, settings: Mapping[str, Any]) -> VisualTokenizerConfig:
         try:
             channels = published["encoder.conv_in.weight"].shape[0]
             blocks = count_numbered(published, "encoder.mid_block.{}.conv1.weight")

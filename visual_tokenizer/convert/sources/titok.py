@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Ge
-from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import Link, biasless_residual, count_numbered, layer
+from visual_tokenizer.convert.links import Link, Weights, biasless_residual, count_numbered, layer
 from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import CODEBOOK
 from visual_tokenizer.decoders.base import DecoderConfig
@@ -44,9 +43,7 @@ class TiTok(PublishedSource):
     anchor = "latent_tokens"
     about = "TiTok (Yu et al., 2024), https://github.com/bytedance/1d-tokenizer"
 
-    def describe(
-        self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
-    ) -> VisualTokenizerConfig:
+    def describe(self, published: Weights, image_size: int, settings: Mapping[str, Any]) -> VisualTokenizerConfig:
         if "pixel_quantize.embedding.weight" not in published or "decoder.ffn.2.weight" not in published:
             raise UserError(
                 "the checkpoint has no pixel decoder (pixel_quantize, pixel_decoder): only two-stage TiTok tokenizers "
@@ -87,7 +84,7 @@ class TiTok(PublishedSource):
             },
         )
 
-    def _shape(self, published: Mapping[str, Tensor], side: str, patch: int) -> dict[str, int]:
+    def _shape(self, published: Weights, side: str, patch: int) -> dict[str, int]:
         num_latents, width = published[f"{side}.latent_token_positional_embedding"].shape
         depth = count_numbered(published, f"{side}.transformer.{{}}.ln_1.weight")
         if self.config.head_channels is None and width not in HEAD_WIDTHS:

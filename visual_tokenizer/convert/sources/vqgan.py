@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from PIL import Image
-from torch import Tensor
 
 from visual_tokenizer.configuration import VisualTokenizerConfig
-from visual_tokenizer.convert.links import Link, layer
+from visual_tokenizer.convert.links import Link, Weights, layer
 from visual_tokenizer.convert.sources.base import PublishedSource, PublishedSourceConfig, require_parts
 from visual_tokenizer.convert.vqgan_layout import CODEBOOK, Names, vq_section, whole_vqgan, whole_vqgan_links
 
@@ -37,9 +36,7 @@ class VQGAN(PublishedSource):
     resample: ClassVar[Image.Resampling] = Image.Resampling.BILINEAR
     about = "VQGAN (Esser et al., 2021), https://github.com/CompVis/taming-transformers"
 
-    def describe(
-        self, published: Mapping[str, Tensor], image_size: int, settings: Mapping[str, Any]
-    ) -> VisualTokenizerConfig:
+    def describe(self, published: Weights, image_size: int, settings: Mapping[str, Any]) -> VisualTokenizerConfig:
         if "quantize.embed.weight" in published:
             size, channels = published["quantize.embed.weight"].shape
             gumbel = {"type": "gumbel", "codebook_size": size, "code_dim": channels, "hard": True}
