@@ -16,14 +16,12 @@ import torch
 from annotated_types import Ge, Len
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
 
 from visual_tokenizer.backbones.base import frames_as_pictures
 from visual_tokenizer.data.batches import DataSection, PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig
-from visual_tokenizer.data.transforms import pixels_to_bytes
 from visual_tokenizer.errors import MissingFileError, UserError
-from visual_tokenizer.evaluation.plots import GAP, save_figure, save_picture
+from visual_tokenizer.evaluation.plots import grid_of_rows, save_figure, save_picture
 from visual_tokenizer.evaluation.reconstruction import reconstruct
 from visual_tokenizer.fields.ranges import Section
 from visual_tokenizer.modeling import VisualTokenizer
@@ -213,17 +211,7 @@ def comparison_grid(models: Mapping[str, Path], protocol: Mapping[str, Any], cou
     for folder in models.values():
         tokenizer = VisualTokenizer.from_pretrained(folder, dtype=torch.float32).eval()
         rows.append(frames_as_pictures(reconstruct(tokenizer, pixels)[1])[:count])
-    return picture_rows(rows)
-
-
-def picture_rows(rows: Sequence[Tensor]) -> Image.Image:
-    """Return rows of (B, 3, H, W) pictures in [-1, 1], all of one shape, one below the other."""
-    count, _, height, width = rows[0].shape
-    grid = Image.new("RGB", (GAP + count * (width + GAP), GAP + len(rows) * (height + GAP)), "white")
-    for number, row in enumerate(rows):
-        for column, picture in enumerate(pixels_to_bytes(row).permute(0, 2, 3, 1).cpu().contiguous().numpy()):
-            grid.paste(Image.fromarray(picture), (GAP + column * (width + GAP), GAP + number * (height + GAP)))
-    return grid
+    return grid_of_rows(rows, columns=count)
 
 
 def _model_folder(path: Path, report: Mapping[str, Any]) -> Path | None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -44,17 +43,26 @@ def reconstruction_grid(pixels: Tensor, reconstruction: Tensor, columns: int = 8
             f"pixels and reconstruction must have one shape (B, 3, [T,] H, W), got {tuple(pixels.shape)} and "
             f"{tuple(reconstruction.shape)}"
         )
-    count, _, height, width = pixels.shape
+    return grid_of_rows([pixels, reconstruction.to(pixels)], columns, below=GAP)
+
+
+def grid_of_rows(rows: Sequence[Tensor], columns: int = 8, below: int = 0) -> Image.Image:
+    """Return a picture of rows (B, 3, H, W) in [-1, 1], one below the other; where B is more, in bands of `columns`.
+
+    Args:
+        rows: all of one shape.
+        columns: pictures in a row, at most.
+        below: further white lines at the bottom.
+    """
+    count, _, height, width = rows[0].shape
     columns = min(columns, count)
-    rows = -(-count // columns)
-    size = (GAP + columns * (width + GAP), 2 * GAP + rows * (2 * (height + GAP) + GAP) - GAP)
-    grid = Image.new("RGB", size, "white")
-    pairs = torch.stack([pixels, reconstruction.to(pixels)], dim=1)
-    for position, pair in enumerate(pixels_to_bytes(pairs).permute(0, 1, 3, 4, 2).cpu().contiguous().numpy()):
-        row, column = divmod(position, columns)
-        left, top = GAP + column * (width + GAP), GAP + row * (2 * (height + GAP) + GAP)
-        grid.paste(Image.fromarray(pair[0]), (left, top))
-        grid.paste(Image.fromarray(pair[1]), (left, top + height + GAP))
+    band = len(rows) * (height + GAP) + GAP
+    grid = Image.new("RGB", (GAP + columns * (width + GAP), -(-count // columns) * band + below), "white")
+    for number, row in enumerate(rows):
+        for position, picture in enumerate(pixels_to_bytes(row).permute(0, 2, 3, 1).cpu().contiguous().numpy()):
+            down, right = divmod(position, columns)
+            place = GAP + right * (width + GAP), GAP + down * band + number * (height + GAP)
+            grid.paste(Image.fromarray(picture), place)
     return grid
 
 

@@ -15,13 +15,13 @@ from transformers import BeitForMaskedImageModeling
 
 from visual_tokenizer.data.batches import PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig
-from visual_tokenizer.evaluation.plots import save_picture
+from visual_tokenizer.evaluation.plots import grid_of_rows, save_picture
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.pretraining.batches import HeldoutPictures
 from visual_tokenizer.pretraining.beit import build_beit
 from visual_tokenizer.pretraining.export import TOKENIZER_NAME
 from visual_tokenizer.pretraining.feature_probe import default_layers, labelled_features, probe
-from visual_tokenizer.pretraining.masked_pictures import grid_of_rows, prediction_rows
+from visual_tokenizer.pretraining.masked_pictures import prediction_rows
 from visual_tokenizer.pretraining.masking import BlockMasking
 from visual_tokenizer.pretraining.objective import MaskedTokenMeter
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from visual_tokenizer.data.transforms import pixels_to_bytes
-from visual_tokenizer.evaluation.plots import GAP
 from visual_tokenizer.pretraining.targets import TokenTargets, resized
 
 GREY = 0.0
@@ -47,19 +44,3 @@ def prediction_rows(
     guessed = predicted_indices(model, pixels, mask, indices)
     decoded = [resized(targets.decode(tokens), pixels.shape[-1]) for tokens in (indices, guessed)]
     return [pixels, hidden(pixels, mask, grid), *decoded]
-
-
-def grid_of_rows(rows: list[Tensor], columns: int = 8) -> Image.Image:
-    """Return a picture with `columns` columns at most; the rows (B, 3, H, W) stand below one another in each band."""
-    count, _, height, width = rows[0].shape
-    columns = min(columns, count)
-    bands = -(-count // columns)
-    band = len(rows) * (height + GAP) + GAP
-    grid = Image.new("RGB", (GAP + columns * (width + GAP), bands * band), "white")
-    for number, row in enumerate(rows):
-        for position, picture in enumerate(pixels_to_bytes(row).permute(0, 2, 3, 1).cpu().contiguous().numpy()):
-            down, right = divmod(position, columns)
-            grid.paste(
-                Image.fromarray(picture), (GAP + right * (width + GAP), GAP + down * band + number * (height + GAP))
-            )
-    return grid

@@ -5,8 +5,9 @@ from __future__ import annotations
 from PIL import Image
 from torch import Tensor, nn
 
+from visual_tokenizer.evaluation.plots import grid_of_rows
 from visual_tokenizer.hf_training.log_files import SamplePictures
-from visual_tokenizer.pretraining.masked_pictures import grid_of_rows, prediction_rows
+from visual_tokenizer.pretraining.masked_pictures import prediction_rows
 from visual_tokenizer.pretraining.targets import TokenTargets
 
 
