@@ -71,13 +71,7 @@ class DoctorRecipe(Section):
 
 
 def examine(recipe: DoctorRecipe) -> list[CodebookReport]:
-    """Diagnose, write the files, and return the reports.
-
-    Raises:
-        CheckpointMismatchError: the model's weights don't fit its config.
-        DataSourceError: no such pictures.
-        UserError: the split has no pictures.
-    """
+    """Diagnose, write the files, and return the reports."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = VisualTokenizer.from_pretrained(recipe.model, dtype=torch.float32).to(device)
     size = tokenizer.config.image_size

@@ -98,16 +98,7 @@ class TokenizerEvaluationRecipe(Section):
 
 
 def evaluate(recipe: TokenizerEvaluationRecipe) -> dict[str, Any]:
-    """Measure, write the JSON file and the grid, and return what the file holds.
-
-    Raises:
-        CheckpointMismatchError: the model's weights don't fit its config.
-        DataSourceError: no such pictures.
-        MissingWeightsError: the weights of a metric's network are not on this machine.
-        UserError: the split has too few pictures.
-        ResolutionError: `image_size` is one the model can't take.
-        UserError: a metric can't take pictures of this size, or pictures at all.
-    """
+    """Measure, write the JSON file and the grid, and return what the file holds."""
     accelerator = build_accelerator()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     tokenizer = VisualTokenizer.from_pretrained(recipe.model, dtype=torch.float32).eval()

@@ -64,9 +64,6 @@ def build_palette(recipe: PaletteRecipe) -> VisualTokenizer:
     """Cluster the pixels and return the tokenizer.
 
     Source: Generative Pretraining from Pixels (Chen et al., 2020), section 3.2. Distances are those of RGB values.
-
-    Raises:
-        DataSourceError: no such pictures.
     """
     initializer = {
         "type": "kmeans",
@@ -105,8 +102,7 @@ def build_palette(recipe: PaletteRecipe) -> VisualTokenizer:
 @program(PROGRAM)
 def main(arguments: Sequence[str]) -> int:
     """Make a palette by the command line's arguments; return 0, or 2 where the user has to put something right."""
-    words = list(arguments)
-    recipe = parse_arguments(PaletteRecipe, words, program=PROGRAM, about=ABOUT)
+    recipe = parse_arguments(PaletteRecipe, arguments, program=PROGRAM, about=ABOUT)
     palette = build_palette(recipe)
     side = {"height": recipe.image_size, "width": recipe.image_size}
     resample = RESIZE_FILTERS[recipe.data.transform.resize_filter]

@@ -163,6 +163,11 @@ class Quantizer(nn.Module):
     def initialize(self, latents: Tensor) -> None:
         """Make the first codebook from this rank's latents (M, C)."""
 
+    @torch.compiler.disable  # runs in the first step only
+    def begin(self, latents: Tensor) -> None:
+        """Make the first codebook from a training step's latents (…, C)."""
+        self.initialize(latents.detach().reshape(-1, self.code_dim))
+
     def whole_pictures(self, latents: Tensor) -> Tensor:
         """Fold (M, C) latents into as many pictures as they fill, (B, N, C); N is 1 where positions stand alone."""
         length = 1 if self.latent_grid is None else math.prod(self.latent_grid)

@@ -107,7 +107,7 @@ class Dual(Quantizer):
     def quantize(self, latents: Tensor) -> QuantizerOutput:
         flat = self._on_spheres(latents.reshape(-1, self.code_dim))
         if self.training and not self._is_ready:
-            self._begin(flat)
+            self.begin(flat)
         indices = nearest_codes(flat.detach() * self.weights, self.code_pairs.detach() * self.weights)
         if self.training:
             self.update.step_before(self.codebook.detach(), flat.detach(), indices)
@@ -147,10 +147,6 @@ class Dual(Quantizer):
     @property
     def samples_wanted(self) -> int:
         return 0 if self._is_ready else self.initializer.samples
-
-    @torch.compiler.disable  # runs in the first step only
-    def _begin(self, latents: Tensor) -> None:
-        self.initialize(latents.detach())
 
     @torch.no_grad()
     def initialize(self, latents: Tensor) -> None:

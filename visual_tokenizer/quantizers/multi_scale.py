@@ -136,7 +136,7 @@ class MultiScale(Quantizer):
         assert self.latent_grid is not None
         config, count = self.config, len(self.grids)
         if self.training and self.samples_wanted > 0:
-            self._begin(latents)
+            self.begin(latents)
         kept = None
         if self.training and config.scale_dropout > 0:
             kept = draw_levels(count, config.scale_dropout, latents.device)
@@ -187,10 +187,6 @@ class MultiScale(Quantizer):
         wanted = max(part.samples_wanted for part in self.parts)
         tokens = self.num_tokens if self.config.shared else self.lengths[-1]
         return math.ceil(wanted / tokens) * self.lengths[-1]
-
-    @torch.compiler.disable  # runs in the first step only
-    def _begin(self, latents: Tensor) -> None:
-        self.initialize(latents.detach().reshape(-1, self.code_dim))
 
     @torch.no_grad()
     def initialize(self, latents: Tensor) -> None:

@@ -9,7 +9,7 @@ which for groups of equal width is the mean over all channels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -27,15 +27,13 @@ from visual_tokenizer.quantizers.base import (
 )
 
 
-def _small_vq() -> Any:
-    return QuantizerConfig.family.config({"type": "vq", "codebook_size": 1024, "code_dim": 16})
-
-
 @dataclass(kw_only=True)
 class ProductConfig(QuantizerConfig):
     """Fields of product quantization."""
 
-    base: QuantizerConfig = field(default_factory=_small_vq)
+    base: QuantizerConfig = field(
+        default_factory=lambda: QuantizerConfig.family.config({"type": "vq", "codebook_size": 1024, "code_dim": 16})
+    )
     """Quantizer of a group, whose code_dim is the group's width."""
 
     groups: Annotated[int, Ge(1)] = 2

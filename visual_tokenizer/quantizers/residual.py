@@ -18,7 +18,7 @@ are quantized and learn all the same: `indices` always hold all levels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Interval, Len
@@ -38,15 +38,13 @@ from visual_tokenizer.quantizers.base import (
 )
 
 
-def _small_vq() -> Any:
-    return QuantizerConfig.family.config({"type": "vq", "codebook_size": 1024})
-
-
 @dataclass(kw_only=True)
 class ResidualConfig(QuantizerConfig):
     """Fields of residual quantization."""
 
-    base: QuantizerConfig = field(default_factory=_small_vq)
+    base: QuantizerConfig = field(
+        default_factory=lambda: QuantizerConfig.family.config({"type": "vq", "codebook_size": 1024})
+    )
     """Quantizer of a level."""
 
     depth: Annotated[int, Ge(1)] = 4
@@ -94,7 +92,7 @@ class Residual(Composition):
     def quantize(self, latents: Tensor) -> QuantizerOutput:
         config = self.config
         if self.training and self.samples_wanted > 0:
-            self._begin(latents)
+            self.begin(latents)
         kept = None
         if self.training and config.quantizer_dropout > 0:
             kept = draw_levels(config.depth, config.quantizer_dropout, latents.device)
@@ -130,10 +128,6 @@ class Residual(Composition):
         for level, level_indices, scale in zip(self.levels, prefix, self.scales, strict=False):
             codes = codes + level.lookup(level_indices) * scale
         return codes
-
-    @torch.compiler.disable  # runs in the first step only
-    def _begin(self, latents: Tensor) -> None:
-        self.initialize(latents.detach().reshape(-1, self.code_dim))
 
     @torch.no_grad()
     def initialize(self, latents: Tensor) -> None:

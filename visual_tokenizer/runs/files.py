@@ -46,12 +46,12 @@ def whole_file(path: str | os.PathLike[str], *, overwrite: bool = True) -> Itera
     unfinished = beside(target)
     try:
         yield unfinished
-        _sync(unfinished)
+        sync(unfinished)
         if overwrite:
             os.replace(unfinished, target)
         else:
             os.link(unfinished, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -86,7 +86,7 @@ def whole_folder(
             if existing == "refuse" or not target.exists():
                 raise
             (_exchange if existing == "replace" else _move_files)(unfinished, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         _remove(unfinished)
 
@@ -109,7 +109,7 @@ def move_folder(folder: Path, target: Path) -> None:
         OSError: `target` is there and not empty.
     """
     os.rename(folder, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def discard(folder: Path) -> None:
@@ -144,8 +144,8 @@ def sync_tree(folder: Path) -> None:
     """Flush a folder and all below it to the disk."""
     for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds before the folder
         if not path.is_symlink():
-            _sync(path)
-    _sync(folder)
+            sync(path)
+    sync(folder)
 
 
 def require_folder(name: object, what: str) -> None:
@@ -174,12 +174,8 @@ def require_free(folder: str | os.PathLike[str]) -> None:
         raise UserError(f"'{folder}' exists and is not empty: choose another folder, or remove it first")
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -199,7 +195,7 @@ def _move_files(source: Path, target: Path) -> None:
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, place)
-        _sync(place.parent)
+        sync(place.parent)
 
 
 def _exchange(one: Path, other: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from visual_tokenizer.errors import UserError
-from visual_tokenizer.runs.files import file_sha256, save_text, sync_folder, sync_tree
+from visual_tokenizer.runs.files import file_sha256, save_text, sync, sync_tree
 
 MANIFEST = "manifest.json"
 OLD_MARKER = "complete"
@@ -45,7 +45,7 @@ def write_manifest(folder: Path, **facts: Any) -> None:
         for path, digest in zip(paths, digests, strict=True)
     }
     save_text(json.dumps({**facts, "files": files}, indent=1), folder / MANIFEST)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -146,7 +146,11 @@ def caption_ranks(
     Raises:
         UserError: no pictures, or lengths or widths that differ.
     """
-    _check_widths(query_embeddings, bank_embeddings)
+    if not query_embeddings.ndim == bank_embeddings.ndim == 2 or query_embeddings.shape[1] != bank_embeddings.shape[1]:
+        raise UserError(
+            "embeddings must be (Q, D) and (N, D) with one D, "
+            f"got {tuple(query_embeddings.shape)} and {tuple(bank_embeddings.shape)}"
+        )
     for name, texts, embeddings in (
         ("captions", captions, query_embeddings),
         ("bank_captions", bank_captions, bank_embeddings),
@@ -169,12 +173,3 @@ def caption_ranks(
         rank = 1 + ((similarity >= best) & ~is_same).sum(1)
         ranks.append(rank.masked_fill(~is_same.any(1), 0))
     return torch.cat(ranks).cpu()
-
-
-def _check_widths(query_embeddings: Tensor, bank_embeddings: Tensor) -> None:
-    is_matrix = query_embeddings.ndim == 2 and bank_embeddings.ndim == 2
-    if not is_matrix or query_embeddings.shape[1] != bank_embeddings.shape[1]:
-        raise UserError(
-            "embeddings must be (Q, D) and (N, D) with one D, "
-            f"got {tuple(query_embeddings.shape)} and {tuple(bank_embeddings.shape)}"
-        )
