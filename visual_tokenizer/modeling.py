@@ -128,12 +128,7 @@ class VisualTokenizer(PreTrainedModel):
     def token_grid(
         self, height: int | None = None, width: int | None = None, frames: int | None = None
     ) -> tuple[int, ...]:
-        """Return the shape of the tokens of one picture, (h, w) or (n,), or clip, (t, h, w).
-
-        Args:
-            height: pixels; the nominal size by default.
-            width: pixels; the nominal size by default.
-            frames: of a clip, 0 for a picture; the nominal number by default.
+        """Return the shape of the tokens of one picture, (h, w) or (n,), or clip, (t, h, w); see `latent_grid`.
 
         Raises:
             ResolutionError: a size that the encoder or the quantizer can't take.

@@ -198,7 +198,3 @@ class EfficientNetLite0(Backbone):
         resized = resize_shorter_side(pixels, self.embedding_size if size is None else size)
         last = self.features(resized)[-1]
         return F.relu6(self._conv_head(last), inplace=True).mean((2, 3))
-
-    def logits(self, pixels: Tensor, size: int = 224) -> Tensor:
-        """Return ImageNet logits, (B, 1000), of `pixels` resized to `size` px (224 in training)."""
-        return self._fc(self.embedding(pixels, size))

@@ -50,9 +50,8 @@ def load_published(weights: Any, source: str, *, decoder: Any = None, **fields: 
     Raises:
         UnknownPartError: no such source.
         FileNotFoundError: no such file or folder.
-        UserError: a file holds pickled objects; nothing is ever unpickled but tensors.
-        UserError: no tensors.
-        UserError: the weights are not those of this source; names are listed.
+        UserError: a file holds no tensors, or pickled objects (nothing is ever unpickled but tensors); or the weights
+            are not those of this source, whose names are listed.
     """
     chosen = build_source(source, **fields)
     found = read_weights(weights)

@@ -43,8 +43,7 @@ def read_weights(source: Any) -> PublishedWeights:
 
     Raises:
         FileNotFoundError: there is no such folder or file, or no weights in the folder.
-        UserError: the file holds pickled objects.
-        UserError: it holds no tensors, or can't be read.
+        UserError: the file holds pickled objects, or no tensors, or can't be read.
     """
     if isinstance(source, nn.Module):
         config: Any = getattr(source, "config", None)

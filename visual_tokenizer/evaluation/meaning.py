@@ -112,8 +112,7 @@ def measure_semantics(
         ConfigError: a wrong measure.
         DataSourceError: a column of classes that the source does not have.
         MissingWeightsError: the weights of a frozen network are not on this machine.
-        UserError: too few pictures, or a measure that was asked for finds no class or caption.
-        UserError: the source gives clips.
+        UserError: too few pictures, a source of clips, or a measure that was asked for finds no class or caption.
     """
     source = pictures.source
     if source.config.clip_frames:

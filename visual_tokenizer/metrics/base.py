@@ -113,21 +113,13 @@ class PictureMean(Metric):
         super().__init__(config, {"total": total, "count": count})
         self.name = name
 
-    def observe(self, pixels: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
-        """Take in the pictures; see the base class."""
-        self.update(pixels, reconstruction)
-
     def values(self, pixels: Tensor, reconstruction: Tensor) -> Tensor:
         """Return the value of each pair of (B, 3, H, W) pictures in [-1, 1], (B,)."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def update(self, pixels: Tensor, reconstruction: Tensor) -> None:
-        """Take in B pairs of pictures or clips.
-
-        Args:
-            pixels: (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1], the reference.
-            reconstruction: of the same shape; clamped to [-1, 1].
+    def observe(self, pixels: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
+        """Take in B pairs of pictures or clips, the reconstruction clamped to [-1, 1]; see the base class.
 
         Raises:
             ValueError: the shapes differ or are others.

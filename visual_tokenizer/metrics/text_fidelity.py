@@ -57,11 +57,7 @@ class TextFidelity(Metric):
 
     @torch.no_grad()
     def observe(self, pixels: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
-        """Read the pictures, or the frames of the clips; see the base class."""
-        self.update(pixels, reconstruction)
-
-    def update(self, pixels: Tensor, reconstruction: Tensor) -> None:
-        """Take in B pairs of pictures (B, 3, H, W), or clips (B, 3, T, H, W), in [-1, 1].
+        """Read the pictures, or the frames of the clips; see the base class.
 
         Raises:
             ValueError: the shapes differ or are others.

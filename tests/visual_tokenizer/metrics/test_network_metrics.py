@@ -108,12 +108,12 @@ def test_face_similarity_is_the_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(face_fidelity, "load_backbone", lambda *_: Means())
     metric = FaceFidelity(FaceFidelityConfig(weights="stub"))
     pixels, other = (round_to_levels(pictures(3, 3, 8, 8, seed=seed)) / 127.5 - 1 for seed in (0, 1))
-    metric.update(pixels, other)
+    metric.observe(pixels, other, torch.empty(0))
     a, b = (Means().embedding(side).double() for side in (pixels, other))
     wanted = ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).mean().item()
     assert metric.compute() == {"face_similarity": pytest.approx(wanted, rel=1e-6)}
     metric.reset()
-    metric.update(pixels, pixels)
+    metric.observe(pixels, pixels, torch.empty(0))
     assert metric.compute()["face_similarity"] == pytest.approx(1)
 
 
@@ -159,5 +159,5 @@ def test_lpips_reports_the_loss_on_rounded_pictures(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(lpips, "Lpips", Squares)
     metric = LPIPSMetric()
-    metric.update(torch.full((2, 3, 4, 4), 3.0), torch.full((2, 3, 4, 4), -1.001))
+    metric.observe(torch.full((2, 3, 4, 4), 3.0), torch.full((2, 3, 4, 4), -1.001), torch.empty(0))
     assert metric.compute() == {"lpips_vgg": pytest.approx(4.0)}

@@ -50,7 +50,7 @@ def test_psnr_equals_torchmetrics(pair: tuple[Tensor, Tensor]) -> None:
     theirs = torchmetrics.image.PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3), reduction="elementwise_mean")
     theirs.update(round_to_levels(pair[1]), round_to_levels(pair[0]))
     metric = PSNR()
-    metric.update(*pair)
+    metric.observe(*pair, torch.empty(0))
     assert metric.compute()["psnr_db"] == pytest.approx(theirs.compute().item(), rel=1e-5)
 
 
@@ -98,23 +98,23 @@ def test_nan_is_not_hidden(pair: tuple[Tensor, Tensor]) -> None:
     broken = pair[1].clone()
     broken[0, 0, 0, 0] = float("nan")
     for metric in (PSNR(), SSIM()):
-        metric.update(pair[0], broken)
+        metric.observe(pair[0], broken, torch.empty(0))
         (value,) = metric.compute().values()
         assert np.isnan(value)
 
 
 def test_perceptual_distance_is_the_losss_form_on_rounded_pictures(pair: tuple[Tensor, Tensor]) -> None:
     metric = perceptual([0, 2])
-    metric.update(*pair)
+    metric.observe(*pair, torch.empty(0))
     wanted = perceptual_distance(metric.network, *map(round_pixels, pair), [0, 2], 64).mean()
     assert metric.compute() == {"perceptual_efficientnet_lite0": pytest.approx(wanted.item(), rel=1e-5)}
 
 
 def test_perceptual_distance_ignores_autocast(pair: tuple[Tensor, Tensor]) -> None:
     plain, mixed = perceptual([0]), perceptual([0])
-    plain.update(pair[0][:1], pair[1][:1])
+    plain.observe(pair[0][:1], pair[1][:1], torch.empty(0))
     with torch.autocast("cpu", torch.bfloat16):
-        mixed.update(pair[0][:1], pair[1][:1])
+        mixed.observe(pair[0][:1], pair[1][:1], torch.empty(0))
     assert plain.compute() == mixed.compute()
 
 
@@ -124,7 +124,7 @@ def test_batches_do_not_matter(make, pair: tuple[Tensor, Tensor]) -> None:
     for cuts in ([7], [1, 4, 2], [3, 3, 1]):
         metric: Metric = make()
         for pixels, reconstruction in zip(pair[0].split(cuts), pair[1].split(cuts), strict=True):
-            metric.update(pixels, reconstruction)
+            metric.observe(pixels, reconstruction, torch.empty(0))
         values.append(metric.compute())
     for other in values[1:]:
         assert other == pytest.approx(values[0], rel=1e-6)
@@ -135,7 +135,7 @@ def test_each_frame_of_a_clip_is_a_picture(make, pair: tuple[Tensor, Tensor]) ->
     clips, pictures = make(), make()
     a, b = (side[:6].unflatten(0, (2, 3)).transpose(1, 2) for side in pair)
     clips.observe(a, b, torch.zeros(2, 1, dtype=torch.int64))
-    pictures.update(pair[0][:6], pair[1][:6])
+    pictures.observe(pair[0][:6], pair[1][:6], torch.empty(0))
     assert clips.compute() == pytest.approx(pictures.compute(), rel=1e-6)
 
 
@@ -176,11 +176,11 @@ def test_ms_ssim_of_opposite_structure_is_no_nan() -> None:
 
 def test_no_data_and_wrong_shapes_are_errors(pair: tuple[Tensor, Tensor]) -> None:
     metric = PSNR()
-    metric.update(*pair)
+    metric.observe(*pair, torch.empty(0))
     metric.reset()
     with pytest.raises(UserError, match="psnr_db"):
         metric.compute()
     with pytest.raises(ValueError, match="one shape"):
-        metric.update(pair[0], pair[1][:1])
+        metric.observe(pair[0], pair[1][:1], torch.empty(0))
     with pytest.raises(ValueError, match="at least 11 x 11"):
         ssim(pair[0][..., :10], pair[1][..., :10])

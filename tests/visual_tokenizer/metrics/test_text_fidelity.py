@@ -55,7 +55,7 @@ def named(*names: int) -> Tensor:
 
 def test_counts_by_hand() -> None:
     metric = TextFidelity(reader=Scripted())
-    metric.update(named(0, 2, 0), named(1, 0, 3))
+    metric.observe(named(0, 2, 0), named(1, 0, 3), torch.empty(0))
     # amberlantern is read alike; river / rivet is 1 edit of 5; amberlantern / xyz 12 of 12; river / "" 5 of 5.
     assert metric.compute() == {
         "text_accuracy": 1 / 4,
@@ -67,7 +67,7 @@ def test_counts_by_hand() -> None:
 
 def test_pictures_without_text_are_no_data() -> None:
     metric = TextFidelity(reader=Scripted())
-    metric.update(named(2), named(0))
+    metric.observe(named(2), named(0), torch.empty(0))
     with pytest.raises(UserError, match="no text was found"):
         metric.compute()
     with pytest.raises(ValueError, match="min_score must be in"):
@@ -83,7 +83,7 @@ def test_blur_destroys_rendered_text() -> None:
     for scale in (1.0, 0.35, 0.2):
         small = F.interpolate(pixels, scale_factor=scale, mode="bilinear", antialias=True)
         metric = TextFidelity()
-        metric.update(pixels, F.interpolate(small, pixels.shape[-2:], mode="bilinear"))
+        metric.observe(pixels, F.interpolate(small, pixels.shape[-2:], mode="bilinear"), torch.empty(0))
         found.append(metric.compute())
     assert found[0]["text_regions"] >= 4
     assert found[0]["text_accuracy"] == 1
