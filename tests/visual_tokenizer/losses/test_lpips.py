@@ -101,7 +101,7 @@ def test_the_loss_is_its_mean_in_training_too(loss: Lpips, pair: tuple[Tensor, T
 
 def test_the_metric_is_the_mean_on_rounded_pictures(files: dict[str, str], pair: tuple[Tensor, Tensor]) -> None:
     metric = LPIPSMetric(LPIPSMetricConfig(**files))
-    metric.update(*pair)
+    metric.observe(*pair, torch.empty(0))
     rounded = [((side + 1) * 127.5).round() / 127.5 - 1 for side in pair]
     assert metric.compute() == {"lpips_vgg": pytest.approx(direct_lpips(*rounded).mean().item(), rel=1e-4)}
     assert len(metric.protocol()["weights_digest"]) == 33
