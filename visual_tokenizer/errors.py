@@ -68,6 +68,9 @@ def exit_on_user_error(program: str) -> Iterator[None]:
     except Interrupted as stop:
         _say(program, str(stop))
         raise SystemExit(128 + stop.signum) from stop
+    except BrokenPipeError as error:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(128 + signal.SIGPIPE) from error
     except (UserError, OSError) as error:
         _end(program, error)
 

@@ -7,11 +7,35 @@ from collections.abc import Callable
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
+
+class Commands(TyperGroup):
+    """The program: an option that can't be read ends it with one line and exit code 2, as every other error does."""
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **settings: Any) -> Any:  # type: ignore[override]
+        try:
+            found = super().main(*arguments, **{**settings, "standalone_mode": False})
+        except Exception as error:  # typer may bring a click of its own, so its classes can't be named
+            if not hasattr(error, "format_message"):
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()  # type: ignore[attr-defined]
+                raise SystemExit(2) from error
+            context = getattr(error, "ctx", None)
+            program = "mmlm" if context is None else context.command_path
+            typer.echo(f"{program}: error: {' '.join(error.format_message().split())}", err=True)
+            raise SystemExit(error.exit_code) from error  # type: ignore[attr-defined]
+        if standalone_mode:
+            raise SystemExit(found if isinstance(found, int) else 0)
+        return found
+
+
 app = typer.Typer(
     name="mmlm",
+    cls=Commands,
     help="Merge a visual tokenizer into a language model, draw and describe pictures, measure the result.\n\n"
     "Training: accelerate launch -m visual_tokenizer.train, accelerate launch -m mmlm.train.",
     no_args_is_help=True,

@@ -207,6 +207,15 @@ def test_help_imports_nothing_heavy():
     assert time.perf_counter() - start < 10
 
 
+def test_options_that_cannot_be_read_are_one_line_too():
+    assert refused("generate", "--num-images", 0).startswith("mmlm generate: error: Invalid value for '--num_images'")
+    assert refused("generate") == "mmlm generate: error: Missing option '--model'."
+    assert refused("nonsense") == "mmlm: error: No such command 'nonsense'."
+    without = run()
+    assert without.exit_code == 2
+    assert "Usage: mmlm" in without.output
+
+
 def test_user_errors_are_one_line_and_exit_code_2(folders, tmp_path):
     merged, codec, text = (folders / name for name in ("merged", "codec", "text"))
     picture = tmp_path / "x.png"

@@ -13,7 +13,7 @@ from visual_tokenizer.data.sources.base import DataSourceError, Source, SourceCo
 
 
 @dataclass(kw_only=True)
-class TableConfig(SourceConfig):
+class ColumnsConfig(SourceConfig):
     """Which columns of a table are read, and how."""
 
     image_column: str = "image"
@@ -31,12 +31,12 @@ class TableConfig(SourceConfig):
 class TableSource(Source):
     """Rows of tables, which say to which class a picture belongs where `label_column` does."""
 
-    def __init__(self, config: TableConfig) -> None:
+    def __init__(self, config: ColumnsConfig) -> None:
         super().__init__(config)
         self.label_columns = () if config.label_column is None else ("label",)
 
 
-def to_rows(table: datasets.Dataset | datasets.IterableDataset, config: TableConfig, *, where: str) -> Any:
+def to_rows(table: datasets.Dataset | datasets.IterableDataset, config: ColumnsConfig, *, where: str) -> Any:
     """Return `table` with the columns `image` (encoded), `caption`, `key` and, where `label_column` names it, `label`.
 
     Without a key column a map-style row's key is its number, a streamed row's the hash of its picture.

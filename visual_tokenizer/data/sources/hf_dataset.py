@@ -8,12 +8,12 @@ from typing import Any
 
 import datasets
 
-from visual_tokenizer.data.sources._columns import TableConfig, TableSource, to_rows
+from visual_tokenizer.data.sources._columns import ColumnsConfig, TableSource, to_rows
 from visual_tokenizer.data.sources.base import DataSourceError
 
 
 @dataclass(kw_only=True)
-class HFDatasetConfig(TableConfig):
+class HFDatasetConfig(ColumnsConfig):
     """What `datasets.load_dataset` or `datasets.load_from_disk` reads."""
 
     path: str

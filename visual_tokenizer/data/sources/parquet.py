@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import datasets
 
 from visual_tokenizer.data.files import expand
-from visual_tokenizer.data.sources._columns import TableConfig, TableSource, to_rows
+from visual_tokenizer.data.sources._columns import ColumnsConfig, TableSource, to_rows
 
 
 @dataclass(kw_only=True)
-class ParquetConfig(TableConfig):
+class ParquetConfig(ColumnsConfig):
     """Parquet files whose pictures are bytes or `{"bytes", "path"}` structs."""
 
     files: str
