@@ -13,7 +13,7 @@ TABLE = "emoji_groups.tsv"
 @functools.cache
 def _table() -> dict[tuple[int, ...], tuple[str, str]]:
     found = {}
-    for line in (files("visual_tokenizer.data.sources") / TABLE).read_text(encoding="utf-8").splitlines():
+    for line in (files("visual_tokenizer.data") / TABLE).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             group, subgroup, keys = line.split("\t")
             found.update({significant(key): (group, subgroup) for key in keys.split()})
