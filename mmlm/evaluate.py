@@ -91,10 +91,7 @@ def evaluate_by_recipe(
         `measures`: name of each other measure → what it found; `protocol`: settings, network, versions.
 
     Raises:
-        DataSourceError: no pictures with captions.
-        MissingFileError: no merged model.
         UserError: a wrong setting.
-        MissingWeightsError: a network that a measure looks through is not on this machine.
     """
     family = MeasureConfig.family
     measures: list[Measure] = [family.build(config) for config in family.configs(recipe.measures, "measures")]

@@ -43,11 +43,6 @@ class MultimodalProcessor(ProcessorMixin):
         codec_hash: the `tokenizer_hash` that the codec must have; computed from `codec` when not given.
         sampling: how pictures are drawn unless a call says otherwise: any of `guidance_scale`, `temperature`, `top_k`
             and `top_p`; training saves its recipe's.
-        chat_template: as in every processor.
-
-    Raises:
-        UserError: `codec` has another hash than `codec_hash`, or other codebooks than
-            `vocabulary`.
     """
 
     image_placeholder = "<image>"
@@ -79,11 +74,7 @@ class MultimodalProcessor(ProcessorMixin):
             self.attach_codec(codec)
 
     def attach_codec(self, codec: VisualTokenizer) -> None:
-        """Use `codec` as the visual tokenizer, in eval mode.
-
-        Raises:
-            UserError: it is not the one with which the vocabulary was merged.
-        """
+        """Use `codec` as the visual tokenizer, in eval mode."""
         self.codec_hash = check_codec(codec, self.vocabulary, self.codec_hash)
         self.codec = codec.eval()
 
@@ -160,9 +151,6 @@ class MultimodalProcessor(ProcessorMixin):
         """Return the pictures of each sequence, in order; `token_ids` is (B, L), (L,) or a list of sequences.
 
         A picture is an RGB image, a clip a list of them.
-
-        Raises:
-            MalformedSequenceError: a block that is cut short or wrong.
         """
         one = token_ids.ndim == 1 if isinstance(token_ids, Tensor) else not isinstance(token_ids[0], (Sequence, Tensor))
         found: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
@@ -220,11 +208,6 @@ class MultimodalProcessor(ProcessorMixin):
             add_special_tokens: begin each sample with BOS.
             end_turn: end each sample with the layout's `end_of_turn_ids`, after which a model for chats answers.
             return_tensors: "pt" for int64 tensors (B, L); None for lists.
-
-        Raises:
-            UserError: a sample has more or fewer placeholders than pictures.
-            ValueError: neither text nor pictures, a wrong option, or unequal samples for tensors without
-                padding.
         """
         texts, pictures = deal_out(text, images, self.image_placeholder)
         flat = [picture for sample in pictures for picture in sample]

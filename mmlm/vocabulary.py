@@ -20,17 +20,15 @@ PADDING = -1
 class VisualVocabulary:
     """A bijection between (codebook, index) and token id.
 
-    Two forms: contiguous ranges, one per codebook (`id = start + codebook · K + index`), or an explicit
-    table for vocabularies whose id order is not the code order (Chameleon's). Where a position has several
-    codebooks, indices and ids carry a last dimension `num_codebooks`. Everything runs on the device of its
-    argument.
+    Two forms: contiguous ranges, one per codebook (`id = start + codebook · K + index`), or an explicit table for
+    vocabularies whose id order is not the code order (Chameleon's). Where a position has several codebooks, indices and
+    ids carry a last dimension `num_codebooks`. Everything runs on the device of its argument.
 
     Args:
         start: first id of the contiguous form; exclusive with `table`.
         size: K, codes in each codebook, of the contiguous form.
         num_codebooks: codebooks of the contiguous form, each with its own K ids.
-        table: ids of the explicit form, (K,) or (num_codebooks, K) in index order, each at least 0 and used
-            once.
+        table: ids of the explicit form, (K,) or (num_codebooks, K) in index order, each at least 0 and used once.
 
     Raises:
         ValueError: sizes below 1, negative or repeated ids, both forms or neither.
@@ -142,8 +140,7 @@ class VisualVocabulary:
         """Map token ids (…) or (…, num_codebooks) back to indices of the same shape, int64.
 
         Raises:
-            IndexOutOfRangeError: an id that is not a visual token, or of another codebook than its place
-                demands.
+            IndexOutOfRangeError: an id that is not a visual token, or of another codebook than its place demands.
         """
         self._check_codebook_dimension(ids, "ids")
         flat = self._flat(ids)

@@ -108,7 +108,6 @@ class PublishedBackbone(LMBackbone):
         """Return the model, in eval mode on the CPU, and the processor with its visual tokenizer.
 
         Raises:
-            MissingFileError: it is not there.
             UserError: the visual tokenizer's weights are not those of the source.
         """
         return self.adopt(*self.read(), decoder=self.decoder())
@@ -199,8 +198,6 @@ def load_published_lm(
         **fields: of the backbone's config, such as `dtype` and `revision`.
 
     Raises:
-        MissingFileError: nothing there.
-        UnknownPartError: no such source.
         ValueError: a module without its text tokenizer.
     """
     if isinstance(weights, nn.Module):

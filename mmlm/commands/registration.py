@@ -72,7 +72,6 @@ def command(name: str, **settings: Any) -> Callable[[Command], Command]:
     """Register a command whose user errors end in one line on stderr and exit code 2.
 
     Args:
-        name: of the command.
         **settings: further context settings.
     """
 

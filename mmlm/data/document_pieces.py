@@ -35,7 +35,6 @@ class PieceMaker:
     Args:
         layout: makes text ids and knows the length of blocks.
         grid: token grid of every picture.
-        limits: see `DocumentLimits`.
     """
 
     def __init__(self, layout: Layout, grid: Grid, limits: DocumentLimits) -> None:

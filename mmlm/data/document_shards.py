@@ -111,11 +111,7 @@ class StoredDocuments:
 
 
 class DocumentRows(StoredDocuments):
-    """Rows of document shards, memory-mapped.
-
-    Args:
-        shards: rows of `load_shards`.
-    """
+    """Rows of document shards, memory-mapped; `shards` are those of `load_shards`."""
 
     items = "documents"
     remedy = "set data.max_length, or the member's limits.max_tokens"

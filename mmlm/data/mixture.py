@@ -24,12 +24,7 @@ class Member(Sequences, Protocol):
 
 
 class SequencesOfSets(Dataset):
-    """Sequences that are read from several sets.
-
-    Args:
-        members: the sets.
-        length: sequences in all.
-    """
+    """`length` sequences that are read from several sets, `members`."""
 
     def __init__(self, members: Sequence[Member], length: int) -> None:
         self.members, self.length = list(members), length

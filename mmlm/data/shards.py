@@ -90,8 +90,7 @@ def header_provenance(header: ShardHeader) -> dict[str, Any]:
 
 
 def expected_header(processor: MultimodalProcessor, source: PartConfig, split: str) -> ShardHeader:
-    """Return the header that shards of `source` must have to suit `processor`; count and skipped are still
-    empty."""
+    """Return the header that shards of `source` must have to suit `processor`; count and skipped are still empty."""
     settings = processor.image_processor.to_dict()
     settings = {key: value for key, value in settings.items() if key not in VOLATILE_PREPROCESSING}
     return ShardHeader(

@@ -164,9 +164,6 @@ def open_shards(
         batch_size: see `tokenize`.
         loader_workers: see there.
         verify: read all shards, compare their checksums, and make damaged ones again.
-
-    Raises:
-        UserError: the folder holds other shards.
     """
     # One process looks: the others may see the folder that it is still about to write.
     is_there = broadcast_object_list([shards.folder.exists()])[0]

@@ -139,11 +139,7 @@ def join_texts(parts: Iterable[Part], between: str) -> list[Part]:
 
 
 def as_list(value: Any, name: str) -> Sequence[Any]:
-    """Return `value` if it is a list.
-
-    Raises:
-        BrokenDocumentError: it is none.
-    """
+    """Return `value` if it is a list, else raise BrokenDocumentError."""
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return value
     raise BrokenDocumentError(f"{name} must be a list, got {type(value).__name__}")

@@ -79,11 +79,7 @@ def read_stretch(row: Mapping[str, Any]) -> bytes:
 
 
 def read_entry(row: Mapping[str, Any]) -> Any:
-    """Return the object of a row of `index_lines`.
-
-    Raises:
-        BrokenDocumentError: the file changed since.
-    """
+    """Return the object of a row of `index_lines`; BrokenDocumentError where the file changed since."""
     try:
         return json.loads(read_stretch(row))
     except ValueError as error:

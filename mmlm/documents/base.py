@@ -122,11 +122,7 @@ class DocumentSource:
         raise NotImplementedError
 
     def document(self, row: Mapping[str, Any]) -> Document:
-        """Return the document of an encoded row.
-
-        Raises:
-            BrokenDocumentError: it is none.
-        """
+        """Return the document of an encoded row; BrokenDocumentError where it is none."""
         raise NotImplementedError
 
     def arrange(

@@ -36,11 +36,7 @@ Scorer = Callable[[Sequence[Candidate]], Sequence[float]]
 class CaptionLikelihood:
     """Scores a picture by the mean log-likelihood, in nats a token, of its caption after it, by the model itself.
 
-    Of a model that was trained to describe pictures too; DALL-E's rerankers and Parti's use a model of its own.
-
-    Args:
-        model: merged causal LM.
-        processor: the one of the same folder.
+    Of a merged model that was trained to describe pictures too; DALL-E's rerankers and Parti's use a model of its own.
     """
 
     def __init__(self, model: PreTrainedModel, processor: MultimodalProcessor) -> None:

@@ -16,8 +16,7 @@ from transformers.cache_utils import DynamicLayer
 class PreallocatedLayer(DynamicLayer):
     """Keys and values (B, heads, length, head_dim) in memory from the start; `update` returns a view of what is there.
 
-    Args:
-        length: most tokens.
+    `length` is the most tokens.
     """
 
     _layer_type = None  # transformers registers subclasses under the name of their parent's type of layer

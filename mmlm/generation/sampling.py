@@ -63,12 +63,7 @@ def pick(scores: Tensor, uniforms: Tensor) -> Tensor:
 
 
 class RowSampler:
-    """Draws one token a row.
-
-    Args:
-        uniforms: (B, steps) float64, one row of `row_uniforms` for each row of the batch.
-        sampling: temperature, top_k and top_p.
-    """
+    """Draws one token a row by temperature, top_k and top_p; `uniforms`, (B, steps) float64, are of `row_uniforms`."""
 
     def __init__(self, uniforms: Tensor, sampling: Sampling) -> None:
         self.uniforms, self.sampling = uniforms, sampling

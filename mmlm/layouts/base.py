@@ -245,10 +245,6 @@ class Layout:
 
         Args:
             indices: (*grid) int64, or (*grid, num_codebooks).
-
-        Raises:
-            UserError: the shape is not a grid of this layout.
-            IndexOutOfRangeError: an index outside the codebook.
         """
         return self.blocks(indices[None])[0]
 
@@ -263,12 +259,7 @@ class Layout:
         return filled
 
     def indices_of(self, visual_ids: Tensor, grid: Sequence[int]) -> Tensor:
-        """Return the indices (B, *grid) or (B, *grid, num_codebooks) of the visual ids (B, V) of blocks, in the order
-        of their slots.
-
-        Raises:
-            IndexOutOfRangeError: an id that is not a visual token, or of another codebook than its slot.
-        """
+        """Return the indices (B, *grid) or (B, *grid, num_codebooks) of visual ids (B, V) in their slots' order."""
         books = self.vocabulary.num_codebooks
         ids = torch.empty_like(visual_ids)
         ids[:, self.slot_order(grid).to(ids.device)] = visual_ids
@@ -283,8 +274,7 @@ class Layout:
         """Return every picture block of one sequence (L,), in order.
 
         Raises:
-            MalformedSequenceError: a block that is cut short or wrong, or a visual or structural token
-                outside one.
+            MalformedSequenceError: a block that is cut short or wrong, or a visual or structural token outside one.
         """
         ids = torch.as_tensor(token_ids, dtype=torch.int64)
         blocks = []

@@ -17,17 +17,12 @@ from visual_tokenizer.errors import DivergedError
 
 
 def shift_left(values: Tensor, fill: int) -> Tensor:
-    """Move (B, L) one place to the left, so that place i holds what follows token i; the last place gets
-    `fill`."""
+    """Move (B, L) one place to the left, so that place i holds what follows token i; the last place gets `fill`."""
     return F.pad(values[:, 1:], (0, 1), value=fill)
 
 
 class TokenWeights:
-    """The weight of each token in the loss, by its kind.
-
-    Args:
-        weights: a number of 0 or more for each of `KINDS`.
-    """
+    """The weight of each token in the loss, by its kind: a number of 0 or more for each of `KINDS`."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.by_kind = [float(weights[kind]) for kind in KINDS]

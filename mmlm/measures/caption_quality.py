@@ -30,11 +30,7 @@ class CaptionQualityConfig(MeasureConfig):
 
 
 class CaptionQuality(Measure):
-    """BLEU-1 and BLEU-4 (0 to 100), ROUGE-L, exact matches (in [0, 1]) and CIDEr-D (0 to 10) of written captions.
-
-    Raises:
-        MissingPackageError: sacrebleu is not installed.
-    """
+    """BLEU-1 and BLEU-4 (0 to 100), ROUGE-L, exact matches (in [0, 1]) and CIDEr-D (0 to 10) of written captions."""
 
     Config = CaptionQualityConfig
 

@@ -26,12 +26,7 @@ class ImageTextScoreConfig(MeasureConfig):
 
 
 class ImageTextScore(Measure):
-    """Mean cosine between pictures and captions: of drawings, reconstructions, originals, and originals one place on.
-
-    Raises:
-        MissingWeightsError: the model is not there; the message says what to download.
-        UserError: it is a model of another kind.
-    """
+    """Mean cosine of pictures and captions: of drawings, reconstructions, originals, and originals one place on."""
 
     Config = ImageTextScoreConfig
 

@@ -47,8 +47,7 @@ class TextAbility(Measure):
     """Perplexity a token of a text file: over the whole vocabulary, and with the visual rows out of the softmax.
 
     Raises:
-        UserError: the file cannot be read, or has fewer than 2 tokens.
-        UserError: the reference has another text tokenizer.
+        UserError: the file has fewer than 2 tokens or cannot be read, or the reference has another text tokenizer.
         MissingFileError: the reference is not there.
     """
 
@@ -119,11 +118,7 @@ def visual_rows(processor: MultimodalProcessor) -> Tensor:
 
 
 def read_text(path: str) -> str:
-    """Return the text of a UTF-8 file.
-
-    Raises:
-        UserError: there is no such file, or it is not UTF-8.
-    """
+    """Return the text of a UTF-8 file; UserError where there is no such file, or it is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

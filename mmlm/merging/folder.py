@@ -38,7 +38,6 @@ def load_merged(
         dtype: of the language model; "auto": as it was saved.
 
     Raises:
-        MissingFileError: nothing that can be loaded is there.
         UserError: no such device, or model and processor do not belong together.
     """
     device = _device(device)

@@ -55,10 +55,9 @@ def merge_vocabulary(
 ) -> tuple[PreTrainedModel, MultimodalProcessor]:
     """Add visual and structural tokens to a text tokenizer and rows for them to a language model.
 
-    The model is grown in place, as `resize_token_embeddings` does, and returned; its old rows stay bit for
-    bit. The text tokenizer and the config object are copied, never changed. New ids start after the larger
-    of the table's rows and the tokenizer's length: structural tokens first, then one range of ids for each
-    codebook.
+    The model is grown in place, as `resize_token_embeddings` does, and returned; its old rows stay bit for bit. The
+    text tokenizer and the config object are copied, never changed. New ids start after the larger of the table's rows
+    and the tokenizer's length: structural tokens first, then one range of ids for each codebook.
 
     Args:
         language_model: any causal LM with float weights in memory; a head tied to the table stays tied.
@@ -73,8 +72,7 @@ def merge_vocabulary(
             language model that was not trained on yet: it goes on writing what it wrote. With 1 some do.
         pad_to_multiple_of: round the number of rows up; the spare ones are recorded as dead.
         seed: of the random map and noise.
-        image_processor: picture → pixels; by default resize and centre crop to the visual tokenizer's
-            image_size.
+        image_processor: picture → pixels; by default resize and centre crop to the visual tokenizer's image_size.
 
     Raises:
         UserError: unknown `embedding_init`, a slow tokenizer or one that was merged before, quantized or absent

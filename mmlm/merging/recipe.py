@@ -50,7 +50,6 @@ def merge_by_recipe(recipe: MergeRecipe) -> Path:
     """Load both models, merge them, and write the folder, complete or not at all.
 
     Raises:
-        MissingFileError: the visual tokenizer, or the language model, is not there.
         UserError: `output` holds something, or the two cannot be merged.
     """
     require_free(recipe.output)  # before the work, not after it

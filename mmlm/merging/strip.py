@@ -18,9 +18,8 @@ def strip_vocabulary(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Take the merged rows and tokens away again.
 
-    The model shrinks in place and is returned; what is left of its table and head stays bit for bit, so a
-    model that was not trained since the merge is the old one. The processor's tokenizer is copied, not
-    changed.
+    The model shrinks in place and is returned; what is left of its table and head stays bit for bit, so a model that
+    was not trained since the merge is the old one. The processor's tokenizer is copied, not changed.
 
     Raises:
         UserError: the processor has no record of a merge, or the model's rows are not the processor's.

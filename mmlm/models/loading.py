@@ -18,10 +18,6 @@ def load_causal_lm(name: str | os.PathLike[str], what: str = "language model", *
         name: folder, or name on the hub.
         what: what is loaded, for the message.
         **options: of `from_pretrained`: `dtype`, `revision`, `quantization_config`, …
-
-    Raises:
-        UserError: it can't be loaded; the message names the folder and the file in it.
-        CheckpointMismatchError: weights are missing, unexpected or of another shape than config.json says.
     """
     options = {"trust_remote_code": False, **options}
     model, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, what, **options)

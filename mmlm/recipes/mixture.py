@@ -64,11 +64,7 @@ class MixtureMember(Section):
 
 
 def member_names(mixture: Sequence[MixtureMember]) -> list[str]:
-    """Return the subfolder of each member.
-
-    Raises:
-        ValueError: two members have one.
-    """
+    """Return the subfolder of each member; ValueError where two members have one."""
     types = Counter(member.documents.type for member in mixture if member.name is None)
     numbers: Counter[str] = Counter()
     names = []

@@ -69,10 +69,8 @@ def tally_by_kind(
     """Return loss and number of the tokens of each of `KINDS`.
 
     Args:
-        model: merged causal LM.
-        layout: the one of its processor.
+        model, batch_size: as of `token_losses`.
         sequences: ids (L,) int64 of whole samples; their first tokens count for nothing.
-        batch_size: sequences at a time.
     """
     sums = torch.zeros(len(KINDS), dtype=torch.float64)
     counts = torch.zeros(len(KINDS), dtype=torch.int64)

@@ -99,8 +99,7 @@ class Engine:
     """Serves requests one batch after the other until it is closed.
 
     Args:
-        model: merged causal LM.
-        processor: the one of the same folder, with its visual tokenizer.
+        processor: with its visual tokenizer.
         limits: what a request may ask for.
     """
 
@@ -127,11 +126,7 @@ class Engine:
         return len(self._waiting)
 
     def submit(self, request: DrawingJob | Talk) -> None:
-        """Queue a request.
-
-        Raises:
-            RequestError: the queue is full (429), or the server shuts down (503).
-        """
+        """Queue a request; RequestError where the queue is full (429), or the server shuts down (503)."""
         with self._changed:
             if not self._is_open:
                 raise RequestError("the server is shutting down", status=503, code="shutting_down")

@@ -26,8 +26,7 @@ def new_rows(layout: Layout) -> list[int]:
 
 
 def add_lora(model: PreTrainedModel, section: LoraSection, layout: Layout) -> PeftModel:
-    """Return the model with adapters; its own weights are frozen but for the rows of visual and structural
-    tokens.
+    """Return the model with adapters; its own weights are frozen but for the rows of visual and structural tokens.
 
     A tied head follows the table; the rows of an untied head are trained by themselves.
     """

@@ -24,8 +24,7 @@ def final_norm(model: Any) -> nn.Module | None:
 class OutputNorms:
     """Keeps the norms of what the last layer gave in the newest training pass, before the final norm levels them.
 
-    Args:
-        model: as it is before it is wrapped.
+    `model` is as it is before it is wrapped.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -53,7 +53,6 @@ def prepare_checkpoint(trainer: Trainer, folder: Path) -> None:
 
     Raises:
         ConfigError: it was written by a run that shards otherwise, or cannot be converted.
-        CheckpointError: DeepSpeed's subfolder is missing.
     """
     facts = read_facts(folder)
     current, processes = sharding_of(trainer), trainer.accelerator.num_processes
@@ -95,8 +94,7 @@ def deepspeed_tag(folder: Path, facts: dict[str, Any]) -> str:
 def convert_to_universal(folder: Path, tag: str) -> None:
     """Write DeepSpeed's universal format of a checkpoint into it, beside the original; one that is there is kept.
 
-    Raises:
-        ConfigError: DeepSpeed's converter failed.
+    ConfigError where DeepSpeed's converter failed.
     """
     target = folder / UNIVERSAL_NAME
     if (folder / LATEST_UNIVERSAL_NAME).is_file() and target.is_dir():

@@ -56,8 +56,7 @@ class UnifiedTrainer(RunTrainer):
         **kwargs: as of `RunTrainer`.
 
     Raises:
-        UserError: as of `RunTrainer`; or FSDP was asked for in a version, on a device or with adapters that it is not
-            for.
+        UserError: FSDP in a version, on a device or with adapters that it is not for; or as of `RunTrainer`.
     """
 
     module = "mmlm.train"
@@ -91,12 +90,7 @@ class UnifiedTrainer(RunTrainer):
         self.evaluation_meter = ModalityMeter(args.device)
 
     def train(self, resume_from_checkpoint: Path | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Train as usual, until the end or a signal; a checkpoint may be of another number of processes.
-
-        Raises:
-            Interrupted: SIGTERM or SIGINT; a checkpoint was written.
-            ConfigError: the checkpoint is of a run that shards otherwise.
-        """
+        """Train as usual, until the end or a signal; a checkpoint may be of another number of processes."""
         if resume_from_checkpoint is not None:
             prepare_checkpoint(self, resume_from_checkpoint)
         return super().train(resume_from_checkpoint, **kwargs)

@@ -50,11 +50,7 @@ class Section:
 
 
 def check_ranges(section: Any) -> None:
-    """Compare each field of a dataclass with what its type declares.
-
-    Raises:
-        UserError: naming the field, the value and the rule.
-    """
+    """Compare a dataclass's fields with what their types declare; a UserError names field, value and rule."""
     for name, hint in declared_types(section.__class__).items():
         _check(hint, getattr(section, name), name)
 

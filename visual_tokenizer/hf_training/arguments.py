@@ -113,8 +113,7 @@ def _recomputation(wanted: bool) -> dict[str, Any]:
 def read_deepspeed(path: str | None) -> dict[str, Any] | None:
     """Return a DeepSpeed configuration; its "auto" values are filled in from the arguments.
 
-    Raises:
-        UserError: no such file, or no JSON object.
+    UserError where there is no such file, or no JSON object.
     """
     if path is None:
         return None

@@ -103,11 +103,7 @@ def save_json(content: Any, path: str | os.PathLike[str]) -> None:
 
 
 def move_folder(folder: Path, target: Path) -> None:
-    """Give a folder another name on the same disk.
-
-    Raises:
-        OSError: `target` is there and not empty.
-    """
+    """Give a folder another name on the same disk; OSError where `target` is there and not empty."""
     os.rename(folder, target)
     sync(target.parent)
 

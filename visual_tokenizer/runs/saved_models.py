@@ -97,16 +97,12 @@ def load_whole(
 
     Args:
         load: a class's `from_pretrained`.
-        name: folder, or name on the hub.
-        what: what is loaded, for the message.
-        subfolder: of `name`.
-        model_type: that `config.json` must name.
+        name, what, subfolder, model_type: see `loading`.
         refused: which of `FAULTS` are; what transformers itself lists as tied or to be ignored is none.
         dispensable: part of the names of weights that may be missing.
         **options: of `from_pretrained`; weights are read from safetensors only, or from a `gguf_file`.
 
     Raises:
-        UserError: see `loading`.
         CheckpointMismatchError: weights are missing, unexpected or of another shape; they are named.
     """
     options |= {"subfolder": subfolder} if subfolder else {}
@@ -129,11 +125,7 @@ def load_whole(
 def load_text_tokenizer(
     name: Any, what: str = "text tokenizer", *, subfolder: str = "", **options: Any
 ) -> PreTrainedTokenizerBase:
-    """Return a folder's or repository's text tokenizer; no code of its own is run.
-
-    Raises:
-        UserError: there is none, or its files are damaged.
-    """
+    """Return a folder's or repository's text tokenizer; no code of its own is run."""
     options = {"subfolder": subfolder, **options, "trust_remote_code": False}
     with loading(name, what, subfolder=subfolder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
@@ -153,11 +145,7 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the mapping in a JSON file.
-
-    Raises:
-        UserError: it holds something else.
-    """
+    """Return the mapping in a JSON file; UserError where it holds something else."""
     if fault := _json_fault(path):
         raise UserError(f"{path.parent}/{fault}")
     return json.loads(path.read_bytes())

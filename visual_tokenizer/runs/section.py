@@ -64,10 +64,9 @@ class RunSection(Section):
     one; or the folder of a checkpoint."""
 
     def per_device_batch_size(self, processes: int) -> int:
-        """Return the pictures or sequences of one forward pass on one process.
+        """Return the rows of one forward pass on one process, pictures or sequences.
 
-        Raises:
-            ConfigError: the batch does not divide so.
+        ConfigError where the batch does not divide so.
         """
         parts = processes * self.gradient_accumulation_steps
         if self.batch_size % parts:
