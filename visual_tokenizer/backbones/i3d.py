@@ -145,10 +145,6 @@ class I3D(Backbone):
 
     Levels of `features`: Conv3d_1a, Conv3d_2c, Mixed_3c, Mixed_4f and Mixed_5c, at strides 2, 4, 8, 16 and 32 in
     space and 2, 2, 2, 4 and 8 in time. The embedding is the 400 logits averaged over time, that of FVD.
-
-    Raises:
-        MissingWeightsError: no weights are named, and torch.hub's folder holds none.
-        UserError: the file is of another network.
     """
 
     Config = I3DConfig

@@ -198,10 +198,6 @@ class InceptionV3(Backbone):
 
     Levels of `features`: the first and second max pool, Mixed_5d, Mixed_6e and Mixed_7c, at strides 4, 8, 8, 16
     and 32. The embedding is the 2,048-wide `pool_3` of FID.
-
-    Raises:
-        MissingWeightsError: no weights are named, and torch.hub's folder holds none.
-        UserError: the file is of another network.
     """
 
     Config = InceptionV3Config

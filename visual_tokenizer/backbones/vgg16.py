@@ -41,10 +41,6 @@ class VGG16(Backbone):
 
     Levels of `features`: relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, at strides 1, 2, 4, 8 and 16. The
     embedding is relu5_3 averaged over positions.
-
-    Raises:
-        MissingWeightsError: no weights are named, and torch.hub's folder holds none.
-        UserError: the file is of another network.
     """
 
     Config = VGG16Config

@@ -26,7 +26,6 @@ class Discriminator(nn.Module):
     """Gives logits: high for real pictures, low for reconstructions.
 
     Args:
-        config: the part's own fields.
         image_size: side of the pictures in pixels.
         num_frames: frames of a clip; 0 for pictures.
 

@@ -46,12 +46,7 @@ class TaughtConfig(WeightsFields, LossConfig):
 
 
 class Taught(NetworkHolder, Loss):
-    """A loss that learns from `teacher`, or from a network of its own.
-
-    Raises:
-        MissingWeightsError: the network is not on this machine.
-        ValueError: it has no such level, or looks at clips.
-    """
+    """A loss that learns from `teacher`, or from a network of its own."""
 
     def __init__(self, config: TaughtConfig, teacher: Teacher | None = None) -> None:
         super().__init__(config)

@@ -114,12 +114,7 @@ class LpipsConfig(LpipsFields, LossConfig):
 
 
 class Lpips(NetworkHolder, Loss):
-    """LPIPS on VGG-16, averaged over pictures or the frames of clips.
-
-    Raises:
-        MissingWeightsError: the weights of VGG-16 or the heads are not on this machine.
-        UserError: a file holds something else.
-    """
+    """LPIPS on VGG-16, averaged over pictures or the frames of clips."""
 
     Config = LpipsConfig
 

@@ -33,7 +33,6 @@ class Metric:
     count twice.
 
     Args:
-        config: the part's fields.
         sums: the zeros to start from; their keys, shapes and dtypes are the same in every process.
     """
 
@@ -101,12 +100,7 @@ class Metric:
 
 
 class PictureMean(Metric):
-    """Mean over pictures of a value that each pair of pictures has; each frame of a clip is a picture.
-
-    Args:
-        config: the part's fields.
-        name: key of the value in `compute`.
-    """
+    """Mean over pictures of a value that each pair of pictures has, as `name`; each frame of a clip is a picture."""
 
     def __init__(self, config: MetricConfig, name: str) -> None:
         total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
@@ -147,9 +141,7 @@ class FrechetMetric(Metric):
     a clip for one.
 
     Args:
-        config: the part's fields.
         network: a frozen network, moved to the pictures' device when needed.
-        name: key of the value in `compute`.
     """
 
     def __init__(self, config: MetricConfig, network: Backbone, name: str) -> None:

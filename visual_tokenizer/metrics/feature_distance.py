@@ -20,12 +20,7 @@ class FeatureDistanceConfig(NetworkFields, MetricConfig):
 class FeatureDistance(FrechetMetric):
     """Fréchet distance of `network.embedding`, as `FD-<network>`.
 
-    Args:
-        config: the part's fields.
-        network: a frozen network in place of the config's.
-
-    Raises:
-        MissingWeightsError: the network's weights are not on this machine.
+    `network`, a frozen one, takes the place of the config's.
     """
 
     Config = FeatureDistanceConfig

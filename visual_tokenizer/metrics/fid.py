@@ -24,10 +24,6 @@ class FID(FrechetMetric):
     """Fréchet distance of Inception's `pool_3` (pictures resized to 299 px as TensorFlow 1 does), as `FID`.
 
     Papers use 50,000 pictures; at smaller numbers it is far larger.
-
-    Raises:
-        MissingWeightsError: the weights are not on this machine; the message says where to put them.
-        UserError: the file is of another network.
     """
 
     Config = FIDConfig

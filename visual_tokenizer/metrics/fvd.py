@@ -25,10 +25,6 @@ class FVD(FrechetMetric):
 
     Clips of 9 frames or more; the value depends on their number of frames, which is part of the protocol of papers
     (16), and on the number of clips (2,048).
-
-    Raises:
-        MissingWeightsError: the weights are not on this machine; the message says where to put them.
-        UserError: the file is of another network.
     """
 
     Config = FVDConfig

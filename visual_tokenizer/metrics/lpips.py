@@ -24,10 +24,6 @@ class LPIPSMetric(PictureMean):
 
     Protocol: both clamped to [-1, 1] and rounded to 8-bit levels; pictures are not resized; float32, also under
     autocast.
-
-    Raises:
-        MissingWeightsError: the weights of VGG-16 or the heads are not on this machine.
-        UserError: a file holds something else.
     """
 
     Config = LPIPSMetricConfig

@@ -20,9 +20,6 @@ class PerceptualDistance(PictureMean):
     """Mean over pictures of the perceptual loss's distance, as `perceptual_<network>`; not LPIPS.
 
     Protocol: both clamped to [-1, 1] and rounded to 8-bit levels; float32, also under autocast.
-
-    Raises:
-        MissingWeightsError: the network's weights are not on this machine.
     """
 
     Config = PerceptualDistanceConfig

@@ -36,11 +36,7 @@ class TextFidelity(Metric):
     case are ignored, since readers drop spaces at random.
 
     Args:
-        config: the part's fields.
         reader: what reads, in place of rapidocr-onnxruntime.
-
-    Raises:
-        MissingWeightsError: rapidocr-onnxruntime is not installed.
     """
 
     Config = TextFidelityConfig
@@ -57,11 +53,7 @@ class TextFidelity(Metric):
 
     @torch.no_grad()
     def observe(self, pixels: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
-        """Read the pictures, or the frames of the clips; see the base class.
-
-        Raises:
-            ValueError: the shapes differ or are others.
-        """
+        """Read the pictures, or the frames of the clips; see the base class."""
         check_pair(pixels, reconstruction)
         for original, copy in zip(_as_arrays(pixels), _as_arrays(reconstruction), strict=True):
             regions = self.reader.find(original)

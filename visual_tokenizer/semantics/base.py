@@ -189,7 +189,6 @@ class SemanticMeasure:
     computed in float64. What is fitted is fitted on the training pictures and measured on the held-out ones.
 
     Args:
-        config: the part's fields.
         seed: of every draw.
 
     Raises:

@@ -51,11 +51,7 @@ def find_minilm(weights: str | None = None) -> Path:
 
 
 class MiniLM(TextEncoder):
-    """The frozen sentence encoder; embeddings (B, 384) of length 1.
-
-    Raises:
-        MissingWeightsError: the package is missing, or `config.weights` is not the folder of the model.
-    """
+    """The frozen sentence encoder; embeddings (B, 384) of length 1."""
 
     Config = MiniLMConfig
     embedding_dim = 384

@@ -26,9 +26,7 @@ class TransformersText(TextEncoder):
     the last hidden states over a text's tokens; of a model of two halves (T5) the encoder's.
 
     Raises:
-        FileNotFoundError: `weights` is a path where nothing is.
         MissingWeightsError: `weights` is null, or can be had neither here nor from the hub.
-        UserError: the checkpoint lacks weights that are not those of a pooling layer.
     """
 
     Config = TransformersTextConfig
