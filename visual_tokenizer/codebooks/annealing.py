@@ -55,11 +55,7 @@ class GumbelDrawConfig(AnnealedConfig):
 def cosine_annealed(start: float, end: float, over_steps: int, steps: Tensor) -> Tensor:
     """Return a float32 scalar that goes from `start` to `end` along half a cosine over `over_steps`, and stays there.
 
-    Args:
-        start: value at step 0.
-        end: value from step `over_steps` on.
-        over_steps: length of the way; 0 gives `end` at once.
-        steps: int64 scalar; never read on the host, so that nothing waits for the device.
+    0 of them give `end` at once. `steps`, an int64 scalar, is never read on the host: nothing waits for the device.
     """
     return end + (start - end) * (1 + (linear_warmup(over_steps, steps) * math.pi).cos()) / 2
 

@@ -7,11 +7,9 @@ from torch import Tensor, nn
 
 
 class Liveness(nn.Module):
-    """Running usage of each code, over all ranks.
+    """Running usage of each of K = `codebook_size` codes, over all ranks.
 
-    Args:
-        codebook_size: number of codes K.
-        decay: weight of the past in the running shares; in [0, 1).
+    `decay`, in [0, 1), is the weight of the past in the running shares.
     """
 
     shares: Tensor

@@ -26,14 +26,9 @@ MAX_BITS = 62
 
 
 def place_values(levels: Tensor, order: IndexOrder) -> Tensor:
-    """Return what one step of each digit adds to the index.
+    """Return what one step of each digit adds to the index, (d,) int64; digit i has `levels[i]` values, (d,) int64.
 
-    Args:
-        levels: (d,) int64, how many values each digit has.
-        order: whether the first or the last digit varies fastest.
-
-    Returns:
-        (d,) int64.
+    `order` says whether the first or the last digit varies fastest.
     """
     if order == "last_fastest":
         return place_values(levels.flip(0), "first_fastest").flip(0)
@@ -67,11 +62,7 @@ def unpack_signs(indices: Tensor, places: Tensor) -> Tensor:
 
 
 def bits_of(codebook_size: int) -> int:
-    """Return log2 of a codebook's size.
-
-    Raises:
-        ValueError: not a power of two from 2 to 2^62.
-    """
+    """Return log2 of a codebook's size; ValueError unless that is a power of two from 2 to 2^62."""
     bits = codebook_size.bit_length() - 1
     if codebook_size < 2 or codebook_size != 2**bits or bits > MAX_BITS:
         raise UserError(

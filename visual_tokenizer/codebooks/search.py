@@ -86,13 +86,9 @@ def _(latents: Tensor, codebook: Tensor, offsets: Tensor) -> Tensor:
 
 
 def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
-    """Count how often each code is used, without a host sync.
+    """Count how often each code is used, (codebook_size,) float32, without a host sync.
 
-    Args:
-        indices: any shape, int64 in [0, codebook_size).
-
-    Returns:
-        (codebook_size,) float32.
+    Indices are of any shape, int64 in [0, codebook_size).
     """
     flat = indices.reshape(-1)
     ones = torch.ones(flat.shape, dtype=torch.float32, device=flat.device)

@@ -16,11 +16,7 @@ COUNTED_CODES = 2**20
 def distinct_counts(indices: Tensor) -> Tensor:
     """Count how often each index that occurs does, by sorting: no table of all codes, no host sync.
 
-    Args:
-        indices: any shape, M integers.
-
-    Returns:
-        (M + 1,) float32: a count for each distinct index in ascending order, then zeros.
+    Of M integers it returns (M + 1,) float32: a count for each distinct index in ascending order, then zeros.
     """
     ordered = indices.reshape(-1).sort().values
     is_next = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()])[: ordered.shape[0]]
@@ -46,9 +42,7 @@ def usage_metrics(indices: Tensor, codebook_size: int) -> dict[str, Tensor]:
 def batch_metrics(counts: Tensor, codebook_size: int | None = None) -> dict[str, Tensor]:
     """Return perplexity exp(H) and usage (share of codes used) of the counts of one batch.
 
-    Args:
-        counts: how often each code was chosen; codes that were not may be left out.
-        codebook_size: number of codes; that of the counts if None.
+    Codes that were not chosen may be left out, if `codebook_size` is given; None takes the number of counts.
     """
     total = counts.sum().clamp_min(1)
     entropy = total.log() - torch.special.xlogy(counts, counts).sum() / total

@@ -48,7 +48,6 @@ def load_published(weights: Any, source: str, *, decoder: Any = None, **fields: 
         The tokenizer in eval mode, float32, on the CPU. Without a decoder its `decode` raises an error that says so.
 
     Raises:
-        UnknownPartError: no such source.
         FileNotFoundError: no such file or folder.
         UserError: a file holds no tensors, or pickled objects (nothing is ever unpickled but tensors); or the weights
             are not those of this source, whose names are listed.
@@ -87,7 +86,6 @@ def save_published(tokenizer: VisualTokenizer, source: str, **fields: Any) -> di
         fields: of the source's config.
 
     Raises:
-        UnknownPartError: no such source.
         UserError: another architecture.
     """
     chosen = build_source(source, **fields)

@@ -163,11 +163,9 @@ EMA = "model_ema."
 
 
 def with_averages(tensors: Mapping[str, Tensor], head: str = "") -> dict[str, Tensor]:
-    """Return the weights, each replaced by its average where there is one; the averages' own entries are left out.
+    """Return the weights, each replaced by its average under `model_ema.` if there is one; the averages are left out.
 
-    Args:
-        tensors: weights and, under `model_ema.`, their averages.
-        head: what stands before all names.
+    `head` stands before all names.
     """
     averages = f"{head}{EMA}"
     return {

@@ -113,11 +113,7 @@ def decoder_shape(published: Weights, names: Names, image_size: int) -> dict[str
 def whole_vqgan(
     published: Weights, names: Names, image_size: int, quantizer: Mapping[str, Any]
 ) -> VisualTokenizerConfig:
-    """Return the tokenizer of `cnn` parts and this quantizer that has these weights.
-
-    Raises:
-        UserError: there is no encoder or no decoder of this layout.
-    """
+    """Return the tokenizer of `cnn` parts and this quantizer that has these weights."""
     size = whole_size(image_size, len(encoder_shape(published, names, image_size)["channel_multipliers"]))
     return VisualTokenizerConfig(
         image_size=size,

@@ -38,12 +38,9 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
 
 
 def pixel_table(rows: datasets.Dataset, image_size: int, transform: TransformConfig | None = None) -> Tensor:
-    """Decode a whole map-style split to uint8 (N, 3, image_size, image_size), or (N, 3, T, …) of clips.
+    """Decode a whole map-style split to uint8 (N, 3, image_size, image_size) in pixels, or (N, 3, T, …) of clips.
 
-    Args:
-        rows: what `Source.load` returns.
-        image_size: side in pixels.
-        transform: its filter is used; crop and clip are the centre.
+    `rows` are what `Source.load` returns. Of `transform` the filter is used; crop and clip are the centre.
     """
     filter_name = (transform or TransformConfig()).resize_filter
     centered = TransformConfig(resize_filter=filter_name)

@@ -26,14 +26,10 @@ SWAPS = 2
 
 
 class CodeGallery:
-    """Shows codes of a tokenizer on the pictures that were measured.
+    """Shows codes of a tokenizer, which is in evaluation mode, on the pictures that were measured, `data`.
 
-    Args:
-        tokenizer: in evaluation mode.
-        data: the pictures.
-        load_pixels: numbers of pictures, training ones first, to their pixels (3, H, W) in [-1, 1].
-        pictures_shown: of each code, at most.
-        seed: of the choice of pictures.
+    `load_pixels` brings numbers of pictures, training ones first, to their pixels (3, H, W) in [-1, 1]; at most
+    `pictures_shown` of each code are chosen, by `seed`.
     """
 
     def __init__(
@@ -127,14 +123,7 @@ def _box(place: int, grid: Sequence[int]) -> tuple[float, float, float, float]:
 
 
 def gallery_page(title: str, tokenizer: VisualTokenizer, report: SemanticReport, section: SemanticSection) -> str:
-    """Return the HTML page of a measured tokenizer.
-
-    Args:
-        title: of the page.
-        tokenizer: in evaluation mode.
-        report: what was measured of it.
-        section: how many codes and pictures are shown.
-    """
+    """Return the HTML page of a measured tokenizer in evaluation mode; `section` says how much is shown."""
     chosen = choose_codes(code_statistics(report.data), section.codes_shown, section.seed)
     load = report.pictures.pixels
     gallery = CodeGallery(tokenizer, report.data, load, pictures_shown=section.pictures_shown, seed=section.seed)

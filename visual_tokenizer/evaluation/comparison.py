@@ -170,12 +170,7 @@ def markdown_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def plot_rate_distortion(rows: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Draw PSNR, and each perceptual distance, over bits a pixel; one point a model.
-
-    Args:
-        rows: what `row_of` returns, by name.
-        path: PNG to write.
-    """
+    """Draw PSNR, and each perceptual distance, over bits a pixel to a PNG; one point a model; rows by name."""
     measures = [
         name
         for name in dict.fromkeys(name for row in rows.values() for name in row)
@@ -195,12 +190,9 @@ def plot_rate_distortion(rows: Mapping[str, Mapping[str, float]], path: Path) ->
 
 @torch.no_grad()
 def comparison_grid(models: Mapping[str, Path], protocol: Mapping[str, Any], count: int) -> Image.Image:
-    """Return a row of originals and, below it, one row of reconstructions a model, in the given order.
+    """Return a row of originals and, below it, one row of reconstructions a model (folders by name), in their order.
 
-    Args:
-        models: folders by name.
-        protocol: of their reports: the pictures are the first of its set.
-        count: pictures in a row.
+    The pictures are the first `count` of the set of `protocol`, that of the models' reports.
     """
     data = {"source": protocol["source"], "transform": {"resize_filter": protocol["resize_filter"]}}
     section = decode_config(DataSection, {**recipe_to_dict(DataSection()), **data}, where="protocol")

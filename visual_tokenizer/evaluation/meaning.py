@@ -105,13 +105,9 @@ def measure_semantics(
     Args:
         tokenizer: on the accelerator's device, in evaluation mode.
         pictures: what is encoded.
-        section: what is measured.
-        accelerator: of the processes.
 
     Raises:
         ConfigError: a wrong measure.
-        DataSourceError: a column of classes that the source does not have.
-        MissingWeightsError: the weights of a frozen network are not on this machine.
         UserError: too few pictures, a source of clips, or a measure that was asked for finds no class or caption.
     """
     source = pictures.source

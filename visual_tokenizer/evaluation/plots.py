@@ -47,12 +47,9 @@ def reconstruction_grid(pixels: Tensor, reconstruction: Tensor, columns: int = 8
 
 
 def grid_of_rows(rows: Sequence[Tensor], columns: int = 8, below: int = 0) -> Image.Image:
-    """Return a picture of rows (B, 3, H, W) in [-1, 1], one below the other; where B is more, in bands of `columns`.
+    """Return a picture of rows (B, 3, H, W) in [-1, 1], all of one shape, one below the other.
 
-    Args:
-        rows: all of one shape.
-        columns: pictures in a row, at most.
-        below: further white lines at the bottom.
+    Where B is more than `columns`, they are in bands of so many; `below` further white lines are at the bottom.
     """
     count, _, height, width = rows[0].shape
     columns = min(columns, count)
@@ -79,11 +76,9 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def plot_losses(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the loss and its terms over the steps, on a logarithmic scale; where there is a discriminator, its side too.
+    """Draw to a PNG the loss and its terms in lines of log.jsonl, the discriminator's side too where there is one.
 
-    Args:
-        entries: lines of log.jsonl.
-        path: PNG to write.
+    They are drawn over the steps, on a logarithmic scale.
     """
     names = _names(entries, lambda name: name == "loss" or name.startswith("loss/"))
     panels = {"loss": [name for name in names if name not in ADVERSARIAL_LOSSES]}
@@ -118,11 +113,9 @@ def plot_health(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def plot_diagnosis(codebooks: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> None:
-    """Draw how often each code was chosen, from the most to the least used, and how long ago.
+    """Draw to a PNG how often each code was chosen, from the most to the least used, and how long ago.
 
-    Args:
-        codebooks: counts (K,) and ages (K,) in batches, by name.
-        path: PNG to write.
+    By name there are counts (K,) and ages (K,) in batches.
     """
     figure = Figure(figsize=(7, 7), layout="constrained")
     upper, lower = figure.subplots(2, 1)

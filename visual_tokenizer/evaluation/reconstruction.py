@@ -62,17 +62,7 @@ class _Amount(Metric):
 def build_metrics(
     entries: Iterable[str | Mapping[str, Any] | MetricConfig], codebook_size: int, num_codebooks: int
 ) -> list[Metric]:
-    """Build the metrics of a recipe, and the usage of the codebook where it is not among them.
-
-    Args:
-        entries: names, or mappings of `type` and fields.
-        codebook_size: the tokenizer's.
-        num_codebooks: the tokenizer's.
-
-    Raises:
-        ConfigError: no such metric, or a wrong field.
-        MissingWeightsError: the weights of a metric's network are not on this machine.
-    """
+    """Build a recipe's metrics, names or mappings of `type` and fields, and the codebook's usage if it is not there."""
     configs = MetricConfig.family.configs(entries, "metrics", is_repeatable=True)
     if USAGE not in [config.type for config in configs]:
         configs.append(MetricConfig.family.config({"type": USAGE}))
@@ -119,7 +109,6 @@ def measure_reconstruction(
 
     Raises:
         ConfigError: no such metric, or two that give a value of the same name.
-        MissingWeightsError: the weights of a metric's network are not on this machine.
         UserError: too few pictures over all processes.
     """
     chosen = build_metrics(metrics, tokenizer.codebook_size, tokenizer.num_codebooks)

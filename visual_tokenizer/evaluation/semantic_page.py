@@ -132,14 +132,7 @@ def semantic_page(
     values: Mapping[str, Mapping[str, float]],
     notes: Sequence[str],
 ) -> str:
-    """Return the page.
-
-    Args:
-        title: of the page.
-        parts: codes by heading.
-        values: the measured values, by row and column.
-        notes: sentences below the title.
-    """
+    """Return the page: `notes`, sentences below the title, `values` by row and column, `parts`, codes by heading."""
     pictures = _Pictures()
     sections = [
         f"<section><h2>{html.escape(name)}</h2>{''.join(_article(code, pictures) for code in codes)}</section>"

@@ -65,12 +65,7 @@ class MaskedBatches:
 
 
 class HeldoutPictures(Dataset):
-    """Held-out pictures in memory, as bytes, each with a mask that stays the same.
-
-    Args:
-        pictures: what is kept, in its order.
-        masking: draws the masks.
-    """
+    """Held-out pictures in memory, as bytes and in their order, each with a mask that stays the same."""
 
     def __init__(self, pictures: PictureSet, masking: BlockMasking) -> None:
         self.table = torch.cat([pixels_to_bytes(batch["pixels"]) for batch in pictures.batches(64)])

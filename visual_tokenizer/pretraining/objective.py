@@ -45,11 +45,7 @@ def masked_token_loss(outputs: Any, targets: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass
 class MaskedTokenMeter:
-    """Sums over batches: how well masked tokens are predicted by the model's own head.
-
-    Args:
-        device: of the sums.
-    """
+    """Sums over batches: how well masked tokens are predicted by the model's own head."""
 
     device: torch.device
 

@@ -12,14 +12,9 @@ from visual_tokenizer.pretraining.targets import TokenTargets
 
 
 class PredictedSamples(SamplePictures):
-    """Predictions of fixed held-out pictures.
+    """Predictions by the frozen `targets` of fixed held-out pictures (B, 3, H, W) in [-1, 1] with `mask` (B, N).
 
-    Args:
-        targets: the frozen tokenizer.
-        pixels: (B, 3, H, W) in [-1, 1].
-        mask: (B, N).
-        grid: patches of a column and of a row.
-        every_steps, output_dir: as of `SamplePictures`.
+    `grid` is the patches of a column and of a row; `every_steps` and `output_dir` are as of `SamplePictures`.
     """
 
     def __init__(

@@ -22,19 +22,12 @@ UNDECAYED = ("cls_token", "position_embeddings")
 
 
 class MaskedImageTrainer(RunTrainer):
-    """Trains a BEiT on batches of `pixel_values` (B, 3, H, W) and `bool_masked_pos` (B, N).
+    """Trains a BEiT of `build_beit` on batches of `pixel_values` (B, 3, H, W) and `bool_masked_pos` (B, N).
 
-    The tokenizer is not part of the model: it is in no checkpoint, gets no gradient and is not sharded. Logged beside
-    `loss` are `masked_loss` and `masked_accuracy` of the model's own head, and the same with `eval_` for the held-out
-    pictures.
-
-    Args:
-        model: of `build_beit`.
-        args: `ignore_data_skip` must be set: `batches` begin where the run goes on.
-        targets: the frozen tokenizer.
-        batches: this process's.
-        heldout: measured now and then.
-        **kwargs: as of `RunTrainer`.
+    The frozen tokenizer, `targets`, is not part of the model: it is in no checkpoint, gets no gradient and is not
+    sharded. Logged beside `loss` are `masked_loss` and `masked_accuracy` of the model's own head, and the same with
+    `eval_` for the held-out pictures, measured now and then. `args.ignore_data_skip` must be set: `batches`, this
+    process's, begin where the run goes on. `kwargs` are as of `RunTrainer`.
     """
 
     module = "visual_tokenizer.pretrain"

@@ -160,14 +160,11 @@ class AdversarialTraining:
     """What a trainer needs of the other side.
 
     Args:
-        section: the recipe's section `adversarial`.
         discriminator: not yet on the device.
         accelerator: wraps the discriminator.
         last_layer: the decoder's, for the adaptive weight; None where it is not wanted.
         optimizer: the tokenizer's, from which the section's own settings depart.
-        max_steps: of the training.
         passes: forward and backward passes a step.
-        channels_last: lay out kernels channels-last.
     """
 
     def __init__(
@@ -223,13 +220,9 @@ class AdversarialTraining:
         return term, {**values, "loss/adversarial": term.detach()}
 
     def accumulate(self, pixels: Tensor, reconstruction: Tensor, step: int, is_last: bool) -> dict[str, Tensor]:
-        """Go back through the discriminator for one pass of step `step`; return what to log.
+        """Go back through the discriminator for one pass of step `step`, the last or not; return what to log.
 
-        Args:
-            pixels: (B, 3, [T,] H, W) real pictures in [-1, 1].
-            reconstruction: of the same shape.
-            step: number of the step.
-            is_last: whether it is the last pass of the step.
+        Pixels are (B, 3, [T,] H, W) in [-1, 1], real ones and their reconstruction.
         """
         section = self.section
         if step < section.discriminator_start:

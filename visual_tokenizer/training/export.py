@@ -67,14 +67,9 @@ def model_card(
     attribution: str,
     steps: int,
 ) -> ModelCard:
-    """Describe a trained tokenizer.
+    """Describe a trained tokenizer after `steps` optimiser steps of `recipe`.
 
-    Args:
-        tokenizer: what was trained.
-        recipe: what it was trained by.
-        metrics: name → value on held-out pictures; may be empty.
-        attribution: what the licence of the pictures asks for.
-        steps: optimiser steps.
+    `metrics`, by name on held-out pictures, may be empty; `attribution` is what the licence of the pictures asks for.
     """
     grid = tokenizer.token_grid()
     facts = {
@@ -121,9 +116,6 @@ def export_tokenizer(
     """Write weights, configs, recipe, model card and a grid of samples to a folder; an earlier one is replaced.
 
     Args:
-        target: the folder.
-        tokenizer: what was trained.
-        recipe: what it was trained by.
         log: entries of log.jsonl, whose newest evaluation goes to the card.
         samples: folder of grids `step-*.png`; the last one is copied.
         attribution: what the licence of the pictures asks for.

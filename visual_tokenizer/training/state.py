@@ -59,11 +59,7 @@ class TrainedParts:
 def capture_state(step: int, parts: TrainedParts, accelerator: Accelerator, fixed: dict[str, Any]) -> Checkpoint:
     """Return everything that the next step depends on; every process must call it.
 
-    Args:
-        step: steps done.
-        parts: whose states are taken.
-        accelerator: of the run.
-        fixed: what `fixed_fields` says of the recipe.
+    `fixed` is what `fixed_fields` says of the recipe; `step` is the number of steps done.
     """
     optimizer, plain = flatten_optimizer(parts.optimizer.state_dict())
     tensors = {"model": parts.objective.state_dict(), "optimizer": optimizer}

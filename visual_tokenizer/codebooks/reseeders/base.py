@@ -73,10 +73,7 @@ class Reseeder(nn.Module):
 def random_order(count: int, pool: Tensor | int, like: Tensor) -> Tensor:
     """Return a permutation of range(count), the same on every rank, that shuffles the first `pool` and puts them first.
 
-    Args:
-        count: length of the permutation.
-        pool: how many of the first are to be drawn from; a tensor is not read on the host.
-        like: a tensor on the device.
+    A tensor `pool` is not read on the host; `like` is a tensor on the device.
     """
     keys = broadcast_from_first_rank(torch.rand(count, device=like.device))
     return (keys + (torch.arange(count, device=like.device) >= pool)).argsort()

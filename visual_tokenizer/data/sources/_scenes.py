@@ -105,13 +105,9 @@ class Scene:
 
 
 def random_scene(seed: str, leader: str, companions: list[str], max_objects: int) -> Scene:
-    """Return a scene that depends on nothing but the arguments.
+    """Return a scene that depends on nothing but the arguments, of which `seed` is any text.
 
-    Args:
-        seed: any text.
-        leader: key of the drawing in front.
-        companions: keys that the others are taken from.
-        max_objects: at most so many drawings.
+    `leader` is the key of the drawing in front; the others are `companions`; there are at most `max_objects`.
     """
     generator = random.Random(seed)  # of Python, whose sequence of random() is the same in every version
     count = 1 + int(generator.random() * max_objects)
