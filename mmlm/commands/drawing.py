@@ -95,7 +95,7 @@ def generate(
     from mmlm.recipes.sampling import PictureSampling
 
     be_quiet()
-    sampling = {
+    sampling: dict[str, Any] = {
         "guidance_scale": guidance_scale,
         "temperature": temperature,
         "top_k": top_k,
@@ -104,13 +104,7 @@ def generate(
         "negative_prompt": negative_prompt,
     }
     PictureSampling.over({}, **sampling)  # refuses what is out of range before the model is loaded
-    settings: dict[str, Any] = {
-        **sampling,
-        "seed": seed,
-        "batch_size": batch_size,
-        "show_progress": True,
-        "compile": compile_steps,
-    }
+    settings = sampling | {"seed": seed, "batch_size": batch_size, "show_progress": True, "compile": compile_steps}
     loaded = load_merged(model, device)
     if best_of > 1:
         images = generate_best(*loaded, prompts, best_of, CaptionLikelihood(*loaded), **settings)
@@ -147,16 +141,10 @@ def describe(
     from mmlm.recipes.sampling import Sampling
 
     be_quiet()
-    Sampling(temperature=temperature, top_k=top_k, top_p=top_p)  # refuses them before the model is loaded
+    sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    Sampling(**sampling)  # refuses them before the model is loaded
     captions = describe_images(
-        *load_merged(model, device),
-        image,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        batch_size=batch_size,
+        *load_merged(model, device), image, max_new_tokens, **sampling, seed=seed, batch_size=batch_size
     )
     print("\n".join(" ".join(caption.split()) for caption in captions))
 
@@ -263,8 +251,7 @@ def _open(files: list[str]) -> list[Image.Image]:
 def _lines(file: str | None) -> list[str]:
     if file is None:
         return []
-    if not Path(file).is_file():
-        refuse(f"--prompts_file: no file {file!r}")
+    _check_files("--prompts_file", [file])
     lines = Path(file).read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
