@@ -21,7 +21,7 @@ from mmlm.data.tokenization import open_shards
 from mmlm.documents.pictures import PicturesConfig
 from mmlm.processing import MultimodalProcessor
 from mmlm.recipes.mixture import DocumentLimits, MixtureMember, member_names
-from mmlm.recipes.training import LMDataSection, LMRecipe
+from mmlm.recipes.training import LMDataSection
 from visual_tokenizer.encoders.base import ResolutionError
 from visual_tokenizer.registry import ConfigError
 
@@ -29,9 +29,6 @@ from visual_tokenizer.registry import ConfigError
 def sets_of(processor: MultimodalProcessor, data: LMDataSection, *, is_heldout: bool = False) -> list[DocumentShards]:
     """Return the sets that training reads: one a member of the mixture, or one a size of the pictures; evaluation is
     at the last size. Nothing is tokenized yet.
-
-    Raises:
-        ConfigError: a size that the visual tokenizer cannot take.
     """
     split = data.heldout_split if is_heldout else data.train_split
     folder = Path(data.shards_dir)
@@ -77,38 +74,26 @@ def at_size(processor: MultimodalProcessor, image_size: int) -> MultimodalProces
 
 
 def training_sequences(
-    processor: MultimodalProcessor, recipe: LMRecipe
+    processor: MultimodalProcessor, data: LMDataSection, *, seed: int, batch_size: int
 ) -> DocumentSequences | StagedSequences | MixtureSequences:
-    """Return the sequences of the training split, tokenizing what is not there.
-
-    Raises:
-        ShardError: a set is empty.
-        UserError: a folder holds other shards.
-    """
-    data, seed = recipe.data, recipe.training.seed
+    """Return the sequences of the training split, tokenizing what is not there."""
     sets = sets_of(processor, data)
     if data.mixture:
         members = [_sequences(one, open_set(one, data), data, seed=seed + number) for number, one in enumerate(sets)]
         return MixtureSequences(members, [member.weight for member in data.mixture], seed=seed)
     stages = [_sequences(one, open_set(one, data), data, seed=seed) for one in sets]
-    ends = [stage.until_step * recipe.training.batch_size for stage in data.resolutions if stage.until_step is not None]
+    ends = [stage.until_step * batch_size for stage in data.resolutions if stage.until_step is not None]
     return StagedSequences(stages, ends) if ends else stages[0]
 
 
-def heldout_sequences(processor: MultimodalProcessor, recipe: LMRecipe) -> SequencesInTurn:
+def heldout_sequences(processor: MultimodalProcessor, data: LMDataSection, *, seed: int) -> SequencesInTurn:
     """Return each held-out document once; sets that hold nothing out have none.
 
     Raises:
         ShardError: no set holds anything out.
-        UserError: a folder holds other shards.
     """
-    data = recipe.data
     opened = [(one, open_set(one, data)) for one in sets_of(processor, data, is_heldout=True)]
-    found = [
-        _sequences(one, shards, data, seed=recipe.training.seed, is_heldout=True)
-        for one, shards in opened
-        if len(shards)
-    ]
+    found = [_sequences(one, shards, data, seed=seed, is_heldout=True) for one, shards in opened if len(shards)]
     if not found:
         raise ShardError("data: no set has held-out documents: set training.evaluate_every_steps to 0")
     return SequencesInTurn(found)

@@ -114,13 +114,12 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
     """Make data, model and trainer.
 
     Raises:
-        ShardError: a set is empty.
         UserError: shards, lengths or sections that do not fit together.
     """
     data, training = recipe.data, recipe.training
     # Data first: on several processes the first tokenizes, and nothing else should wait in memory meanwhile.
-    sequences = training_sequences(processor, recipe)
-    heldout = heldout_sequences(processor, recipe) if training.evaluate_every_steps else None
+    sequences = training_sequences(processor, data, seed=training.seed, batch_size=training.batch_size)
+    heldout = heldout_sequences(processor, data, seed=training.seed) if training.evaluate_every_steps else None
     if tokenizes_on_the_fly(data):
         place_codec(processor, args.device)
     # After the data, which draws random numbers: new rows and adapters are the same on every process and when resumed.
@@ -151,12 +150,7 @@ def build_trainer(recipe: LMRecipe, processor: MultimodalProcessor, args: Traini
 
 
 def train(recipe: LMRecipe) -> Path:
-    """Run a recipe and return the folder of the trained model; every process calls this.
-
-    Raises:
-        ConfigError, ShardError, …: what a user can get wrong, each with field, value and rule.
-        Interrupted: SIGTERM or SIGINT; a checkpoint was written.
-    """
+    """Run a recipe and return the folder of the trained model; every process calls this."""
     check_quantization(recipe.lora)
     processor = load_processor(recipe.model)  # before the arguments: under ZeRO-3 they shard whatever is loaded
     args = run_arguments(recipe)

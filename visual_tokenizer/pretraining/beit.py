@@ -19,7 +19,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.beit.modeling_beit import BeitLayer
 
 from visual_tokenizer.modeling import VisualTokenizer
-from visual_tokenizer.pretraining.recipe import PretrainingRecipe
+from visual_tokenizer.pretraining.recipe import BeitSection, PatchAggregationSection
 
 
 @dataclass
@@ -65,12 +65,11 @@ class BeitWithPatchAggregation(BeitForMaskedImageModeling):
         return AggregationOutput(logits=logits, aggregated_logits=aggregated)
 
 
-def beit_config(recipe: PretrainingRecipe, tokenizer: VisualTokenizer) -> BeitConfig:
+def beit_config(model: BeitSection, image_size: int, tokenizer: VisualTokenizer) -> BeitConfig:
     """Return the config of a transformer that predicts this tokenizer's indices."""
-    model = recipe.model
     return BeitConfig(
         vocab_size=tokenizer.codebook_size * tokenizer.num_codebooks,
-        image_size=recipe.image_size,
+        image_size=image_size,
         patch_size=model.patch_size,
         hidden_size=model.hidden_size,
         num_hidden_layers=model.layers,
@@ -86,13 +85,12 @@ def beit_config(recipe: PretrainingRecipe, tokenizer: VisualTokenizer) -> BeitCo
     )
 
 
-def build_beit(recipe: PretrainingRecipe, config: BeitConfig) -> BeitForMaskedImageModeling:
+def build_beit(config: BeitConfig, section: PatchAggregationSection | None) -> BeitForMaskedImageModeling:
     """Return a new model with random weights of the global generator."""
     model: BeitForMaskedImageModeling
-    if recipe.patch_aggregation is None:
+    if section is None:
         model = BeitForMaskedImageModeling(config)
     else:
-        section = recipe.patch_aggregation
         model = BeitWithPatchAggregation(config, layer=section.layer, head_layers=section.head_layers)
         scale_residual_branches(model.aggregation, first=section.layer + 1)
     draw_embeddings(model)

@@ -14,7 +14,7 @@ from visual_tokenizer.hf_training.checkpoints import find_checkpoint, step_of
 from visual_tokenizer.modeling import VisualTokenizer
 from visual_tokenizer.pretraining.batches import HeldoutPictures, MaskedBatches
 from visual_tokenizer.pretraining.beit import beit_config, build_beit
-from visual_tokenizer.pretraining.evaluation import masking_of, pictures_of
+from visual_tokenizer.pretraining.evaluation import build_masking, pictures_of
 from visual_tokenizer.pretraining.export import save_final
 from visual_tokenizer.pretraining.recipe import PretrainingRecipe
 from visual_tokenizer.pretraining.samples import PredictedSamples
@@ -41,7 +41,8 @@ def build_trainer(
     recipe: PretrainingRecipe, tokenizer: VisualTokenizer, args: TrainingArguments, first_step: int
 ) -> MaskedImageTrainer:
     """Make data, model and trainer of a run that goes on from `first_step`."""
-    training, masking = recipe.training, masking_of(recipe)
+    training = recipe.training
+    masking = build_masking(recipe.masking, recipe.patch_grid, training.seed)
     size = args.per_device_train_batch_size
     batches = MaskedBatches(
         SourceConfig.family.build(recipe.data.source),
@@ -53,13 +54,15 @@ def build_trainer(
         first_step=first_step,
         steps=training.max_steps,
     )
-    heldout = HeldoutPictures(pictures_of(recipe, "heldout", training.max_evaluation_pictures), masking)
+    heldout = HeldoutPictures(
+        pictures_of(recipe.data, recipe.image_size, "heldout", training.max_evaluation_pictures), masking
+    )
     targets = TokenTargets(tokenizer, recipe.tokenizer_image_size or tokenizer.config.image_size)
     shown = heldout.spread(training.sample_pictures)
     samples = PredictedSamples(targets, *shown, recipe.patch_grid, training.sample_every_steps, recipe.output_dir)
     set_seed(training.seed)
     return MaskedImageTrainer(
-        build_beit(recipe, beit_config(recipe, tokenizer)),
+        build_beit(beit_config(recipe.model, recipe.image_size, tokenizer), recipe.patch_aggregation),
         args,
         targets=targets,
         batches=batches,

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import BeitForMaskedImageModeling
 
-from visual_tokenizer.data.batches import PictureSet
+from visual_tokenizer.data.batches import DataSection, PictureSet
 from visual_tokenizer.data.sources.base import SourceConfig
 from visual_tokenizer.evaluation.plots import grid_of_rows, save_picture
 from visual_tokenizer.modeling import VisualTokenizer
@@ -24,29 +24,27 @@ from visual_tokenizer.pretraining.feature_probe import default_layers, labelled_
 from visual_tokenizer.pretraining.masked_pictures import prediction_rows
 from visual_tokenizer.pretraining.masking import BlockMasking
 from visual_tokenizer.pretraining.objective import MaskedTokenMeter
-from visual_tokenizer.pretraining.recipe import PretrainingRecipe
+from visual_tokenizer.pretraining.recipe import MaskingSection, PretrainingRecipe
 from visual_tokenizer.pretraining.targets import TokenTargets
 from visual_tokenizer.recipe import provenance
 from visual_tokenizer.runs.files import save_text
 from visual_tokenizer.runs.saved_models import load_whole
 
 
-def masking_of(recipe: PretrainingRecipe) -> BlockMasking:
-    """Return the masks of a recipe."""
-    section = recipe.masking
+def build_masking(section: MaskingSection, patch_grid: tuple[int, int], seed: int) -> BlockMasking:
+    """Return the masks that a recipe's section describes."""
     return BlockMasking(
-        recipe.patch_grid,
+        patch_grid,
         masked_patches=section.masked_patches,
         min_block_patches=section.min_block_patches,
         min_aspect=section.min_aspect,
-        seed=recipe.training.seed,
+        seed=seed,
     )
 
 
-def pictures_of(recipe: PretrainingRecipe, split: str, most: int) -> PictureSet:
+def pictures_of(data: DataSection, image_size: int, split: str, most: int) -> PictureSet:
     """Return at most `most` pictures of a split, centre-cropped."""
-    source = SourceConfig.family.build(recipe.data.source)
-    return PictureSet(source, split, recipe.data, image_size=recipe.image_size, max_pictures=most)
+    return PictureSet(SourceConfig.family.build(data.source), split, data, image_size=image_size, max_pictures=most)
 
 
 @torch.no_grad()
@@ -76,10 +74,12 @@ def measure_features(
     assert section.label_column is not None
     layers = section.layers or default_layers(recipe.model.layers)
     with _seeded(seed):
-        untrained: nn.Module = build_beit(recipe, model.config).beit
+        untrained: nn.Module = build_beit(model.config, recipe.patch_aggregation).beit
     networks: dict[str, Any] = {"trained": model.beit.eval(), "random": untrained.to(device).eval()}
     found = [
-        labelled_features(networks, pictures_of(recipe, split, most), section.label_column, layers, device)
+        labelled_features(
+            networks, pictures_of(recipe.data, recipe.image_size, split, most), section.label_column, layers, device
+        )
         for split, most in (
             ("train", section.max_training_pictures),
             ("heldout", recipe.training.max_evaluation_pictures),
@@ -118,8 +118,8 @@ def measure(folder: Path, recipe: PretrainingRecipe, output: Path) -> dict[str, 
     tokenizer = VisualTokenizer.from_pretrained(folder / TOKENIZER_NAME, dtype=torch.float32)
     torch.nn.Module.to(tokenizer, device)
     targets = TokenTargets(tokenizer, recipe.tokenizer_image_size or tokenizer.config.image_size)
-    pictures = pictures_of(recipe, "heldout", recipe.training.max_evaluation_pictures)
-    heldout = HeldoutPictures(pictures, masking_of(recipe))
+    pictures = pictures_of(recipe.data, recipe.image_size, "heldout", recipe.training.max_evaluation_pictures)
+    heldout = HeldoutPictures(pictures, build_masking(recipe.masking, recipe.patch_grid, recipe.training.seed))
     values = measure_masked_tokens(model, targets, heldout, device)
     if recipe.probe.label_column is not None:
         values |= measure_features(model, recipe, device)

@@ -42,16 +42,16 @@ What the run depended on is in `recipe.yaml`; `python -m visual_tokenizer.probe 
 """
 
 
-def image_processor(recipe: PretrainingRecipe) -> BeitImageProcessorPil:
+def image_processor(image_size: int, resize_filter: str) -> BeitImageProcessorPil:
     """Return transformers' processor that makes the pixels, in [-1, 1], that the model was trained on."""
     return BeitImageProcessorPil(
         do_convert_rgb=True,
         do_resize=True,
-        size={"shortest_edge": recipe.image_size},
+        size={"shortest_edge": image_size},
         default_to_square=False,
-        resample=RESIZE_FILTERS[recipe.data.transform.resize_filter],
+        resample=RESIZE_FILTERS[resize_filter],
         do_center_crop=True,
-        crop_size={"height": recipe.image_size, "width": recipe.image_size},
+        crop_size={"height": image_size, "width": image_size},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     )
@@ -73,7 +73,7 @@ def save_final(trainer: Trainer, tokenizer: VisualTokenizer, recipe: Pretraining
         model.load_state_dict({name: weight for name, weight in kept.items() if not name.startswith("aggregation.")})
         with whole_folder(target, existing="replace") as beside:
             model.save_pretrained(beside)
-            image_processor(recipe).save_pretrained(beside)
+            image_processor(recipe.image_size, recipe.data.transform.resize_filter).save_pretrained(beside)
             tokenizer.save_pretrained(beside / TOKENIZER_NAME)
             save_recipe(recipe, beside)
             (beside / "README.md").write_text(_card(model, recipe), encoding="utf-8")

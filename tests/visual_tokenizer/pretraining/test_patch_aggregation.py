@@ -7,7 +7,7 @@ from visual_tokenizer.pretraining.beit import beit_config, build_beit
 def build(beit_recipe, build_tokenizer, **overrides):
     recipe = beit_recipe(model__layers=4, model__drop_path=0.0, **overrides)
     torch.manual_seed(0)
-    return build_beit(recipe, beit_config(recipe, build_tokenizer()))
+    return build_beit(beit_config(recipe.model, recipe.image_size, build_tokenizer()), recipe.patch_aggregation)
 
 
 def inputs():

@@ -134,7 +134,7 @@ def test_transformers_loads_the_result_and_finds_the_same_features(beit_recipe, 
         assert torch.equal(features, trained.beit(pixels).last_hidden_state)
     assert model.config.architectures == ["BeitForMaskedImageModeling"]
     processor = AutoImageProcessor.from_pretrained(final)
-    pictures = pictures_of(recipe, "all", 4)
+    pictures = pictures_of(recipe.data, recipe.image_size, "all", 4)
     names = sorted(pictures_folder.glob("*.png"))
     for number, expected in zip((0, 8, 16, 24), next(pictures.batches(4))["pixels"], strict=True):
         made = processor(Image.open(names[number]).convert("RGB"), return_tensors="pt").pixel_values[0]
@@ -157,7 +157,7 @@ def test_training_learns_to_read_hidden_tokens_off_the_visible_patches(beit_reci
     )
     build.pretrain(recipe)
     targets = TokenTargets(VisualTokenizer.from_pretrained(recipe.tokenizer), 16)
-    shown = next(pictures_of(recipe, "all", 48).batches(48))["pixels"]
+    shown = next(pictures_of(recipe.data, recipe.image_size, "all", 48).batches(48))["pixels"]
     share = torch.bincount(targets(shown).flatten()) / targets(shown).numel()
     entropy = -(share * share.clamp_min(1e-9).log()).sum().item()
     assert entropy > 1  # what is left to a model that knows how frequent tokens are, but does not look

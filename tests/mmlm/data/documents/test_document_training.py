@@ -89,11 +89,11 @@ def test_held_out_documents_keep_their_captions(
     mixture_fields["data.mixture"][1]["documents"].update(caption_dropout=1.0, image_to_text_fraction=0.0)
     recipe = make_recipe(mixture_fields)
     processor = load_processor(recipe.model)
-    heldout = heldout_sequences(processor, recipe).members[0]
+    heldout = heldout_sequences(processor, recipe.data, seed=recipe.training.seed).members[0]
     assert heldout.name == "pictures"
     assert min((heldout.rows.kinds[row] == TEXT).sum() for row in range(len(heldout))) > 0
     assert heldout.lengths(range(len(heldout))).tolist() == heldout.rows.lengths.tolist()
-    learned = training_sequences(processor, recipe).members[1]
+    learned = training_sequences(processor, recipe.data, seed=recipe.training.seed, batch_size=4).members[1]
     assert learned.lengths(range(len(learned))).max() < learned.rows.lengths.min()
 
 
