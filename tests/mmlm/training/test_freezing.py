@@ -93,7 +93,7 @@ def test_weights_can_be_named_and_adapters_can_wait(
 def test_mistakes_are_named(recipe_fields: dict[str, Any], make_recipe: Callable[..., LMRecipe]) -> None:
     with pytest.raises(ConfigError, match="each ends later than the one before"):
         make_recipe({**recipe_fields, "training.freeze": [{"until_step": 4}, {"until_step": 4}]})
-    with pytest.raises(ConfigError, match=r"training\.freeze\.until_step must be 1 or more, got 0"):
+    with pytest.raises(ConfigError, match=r"training\.freeze\[0\]\.until_step must be 1 or more, got 0"):
         make_recipe({**recipe_fields, "training.freeze": [{"until_step": 0}]})
     with pytest.raises(ConfigError, match=r"got 'model\.norms', which is none of"):
         train(make_recipe({**recipe_fields, "training.freeze": [{"until_step": 4, "train": ["model.norms"]}]}))

@@ -17,6 +17,7 @@ from visual_tokenizer.errors import DivergedError
 from visual_tokenizer.recipe import recipe_to_dict
 from visual_tokenizer.registry import ConfigError
 from visual_tokenizer.runs.manifest import CheckpointError
+from visual_tokenizer.runs.processes import build_accelerator
 from visual_tokenizer.training.adversarial import adaptive_weight
 from visual_tokenizer.training.callbacks import Callback
 from visual_tokenizer.training.trainer import TokenizerTrainer
@@ -299,14 +300,19 @@ def test_what_does_not_fit_is_refused(tiny_recipe):
         tiny_recipe(adversarial=section(start=3))
 
 
-def test_a_loss_scale_changes_nothing(tiny_recipe, tmp_path):
+def test_a_loss_scale_changes_nothing(tiny_recipe, tmp_path, monkeypatch):
     def steps(name, scaler):
+        def build_scaled(**settings):
+            accelerator = build_accelerator(**settings)
+            accelerator.scaler = scaler
+            return accelerator
+
+        monkeypatch.setattr("visual_tokenizer.training.trainer.build_accelerator", build_scaled)
         trainer = TokenizerTrainer(
             tiny_recipe(
                 output_dir=str(tmp_path / name), adversarial=section(r1_weight=1.0), optimizer__max_grad_norm=1e9
             )
         )
-        trainer.accelerator.scaler = scaler
         trainer.begin()
         for _ in range(3):
             trainer._train_step()
