@@ -41,12 +41,12 @@ demo: setup  ## Train a tokenizer and a language model on emoji, generate pictur
 	$(BIN)/mmlm generate --model $(RUN)/lm/final --prompts_file recipes/lm/demo_prompts.txt --output $(RUN)/generated.png
 	@echo "See $(RUN)/tokenizer/final/samples.png, $(RUN)/evaluation/evaluation.png and $(RUN)/generated.png"
 
-quick: setup  ## Run the contracts and one recipe of each kind (80 seconds on 2 cores).
+quick: setup  ## Run the contracts and one recipe of each kind (a minute on 2 cores).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -k "not compiles" tests/contracts \
 		"tests/recipes/test_tokenizer_recipes.py::test_a_recipe_trains_and_what_it_saves_gives_the_same_indices[demo.yaml]" \
 		"tests/recipes/test_lm_recipes.py::test_recipe_trains[demo]" tests/recipes/test_pretraining_recipes.py
 
-test: setup  ## Run the fast tests on all cores (10 minutes on 2).
+test: setup  ## Run the fast tests on all cores (12 minutes on 2).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-all: setup  ## Run every test, the slow ones too.

@@ -100,11 +100,13 @@ def test_a_signal_to_the_process_and_its_workers_ends_the_run_after_the_step(
 ) -> None:
     recipe = make_recipe(recipe_fields, training__checkpoint_every_steps=100, data__loader_workers=workers)
     seen: list[int] = []
+    others_children = {child.pid for child in multiprocessing.active_children()}  # of tests before
 
     def counting(self: StopAtStep, args: Any, state: Any, control: Any, **_: Any) -> Any:
         seen.append(state.global_step)
         if state.global_step == 2:
-            children = [child.pid for child in multiprocessing.active_children() if child.pid]
+            children = [child.pid for child in multiprocessing.active_children()]
+            children = [pid for pid in children if pid is not None and pid not in others_children]
             assert len(children) == workers
             for pid in (*children, os.getpid()):
                 os.kill(pid, signal.SIGTERM)
