@@ -100,7 +100,7 @@ def parse_arguments(cls: type[Recipe], arguments: Sequence[str] | None = None, *
 
 
 def with_smoke(arguments: Sequence[str]) -> list[str]:
-    """Replace `--smoke true` by the overrides of the recipe's section `smoke`, which later arguments override."""
+    """Replace `--smoke true` by two steps and the recipe's section `smoke`, which later arguments override."""
     words = list(arguments)
     joined = [word.partition("=")[0] for word in words]
     if "--smoke" not in joined:
@@ -111,10 +111,11 @@ def with_smoke(arguments: Sequence[str]) -> list[str]:
     rest = words[:place] + words[place + (1 if is_one_word else 2) :]
     if yaml.safe_load(value) is not True:
         return rest
-    path = next((rest[i + 1] for i, word in enumerate(rest[:-1]) if word == "--config"), None)
+    path = next((following for word, following in itertools.pairwise(rest) if word == "--config"), None)
+    path = next((word.partition("=")[2] for word in rest if word.startswith("--config=")), path)
     if path is None or not os.path.isfile(path):
         return rest
-    smoke = read_yaml(path).get("smoke") or {}
+    smoke = {"training.max_steps": 2, **(read_yaml(path).get("smoke") or {})}
     overrides = [f"--{key}={yaml.safe_dump(item, default_flow_style=True)}" for key, item in smoke.items()]
     return overrides + rest
 

@@ -366,3 +366,17 @@ def test_every_field_of_a_recipe_is_read():
             read |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
     for section in (TokenizerRecipe, AdversarialSection, DataSection, OptimizerSection, TrainingSection):
         assert fields_of(section) - read - {"smoke"} == set(), section
+
+
+@pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"]])
+def test_smoke_is_two_steps_unless_the_recipe_says_otherwise(form, tiny_values, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    words = [word.format(path) for word in form]
+
+    def steps(smoke):
+        path.write_text(yaml.safe_dump({**tiny_values, "smoke": smoke}))
+        arguments = train.with_smoke([*words, "--smoke", "true"])
+        return train.parse_arguments(TokenizerRecipe, arguments, program="train", about="").training.max_steps
+
+    assert steps({"quantizer.codebook_size": 4}) == 2
+    assert steps({"training.max_steps": 3}) == 3
